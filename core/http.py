@@ -1,0 +1,93 @@
+"""Serving: what every process with an HTTP port has in common (health, metrics, a clean stop)."""
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+import uvicorn
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from core.problem import HANDLERS
+
+Check = Callable[[], Awaitable[str]]
+"""Returns "" when the dependency is well, else what is wrong with it, fit for an operator. Must not raise or hang."""
+
+CHECK_TIMEOUT_S = 2.0
+
+
+def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """Any msgspec-encodable value as JSON."""
+    return Response(msgspec.json.encode(value), status, headers, "application/json")
+
+
+async def _metrics(_request: Request) -> Response:
+    return Response(generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+async def _healthz(_request: Request) -> Response:
+    return json_response({"status": "ok"})
+
+
+def _readyz(checks: Mapping[str, Check]) -> Callable[[Request], Awaitable[Response]]:
+    async def run(check: Check) -> str:
+        try:
+            return await asyncio.wait_for(check(), CHECK_TIMEOUT_S)
+        except TimeoutError:
+            return f"no answer within {CHECK_TIMEOUT_S:g} s"
+
+    async def readyz(_request: Request) -> Response:
+        results = dict(zip(checks, await asyncio.gather(*map(run, checks.values())), strict=True))
+        # A warning keeps the service ready: it works, but weaker than asked.
+        is_ready = all(not text or text.startswith("warning:") for text in results.values())
+        body = {"status": "ready" if is_ready else "unready", "checks": {k: v or "ok" for k, v in results.items()}}
+        return json_response(body, 200 if is_ready else 503)
+
+    return readyz
+
+
+def operations(checks: Mapping[str, Check]) -> list[Route]:
+    """`/healthz`, `/readyz` and `/metrics`. A check whose text starts with "warning:" does not make it unready."""
+    return [
+        Route("/healthz", _healthz),
+        Route("/readyz", _readyz(checks)),
+        Route("/metrics", _metrics),
+    ]
+
+
+def operations_app(checks: Mapping[str, Check]) -> Starlette:
+    """The whole HTTP side of a process that serves nothing else (the consumers)."""
+    return Starlette(routes=list(operations(checks)), exception_handlers=HANDLERS)
+
+
+class Server(uvicorn.Server):
+    """uvicorn without its own signal handlers: the process's composition root decides when to stop."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Capture nothing: see `stop_event`."""
+        yield
+
+
+def config(app: Any, host: str, port: int, **options: Any) -> uvicorn.Config:
+    """uvicorn as we run it everywhere: uvloop, httptools, our own logging, no server header."""
+    return uvicorn.Config(
+        app, host=host, port=port, loop="uvloop", http=options.pop("http", "httptools"), log_config=None,
+        access_log=False, server_header=False, date_header=False, lifespan="off", timeout_keep_alive=30,
+        timeout_graceful_shutdown=options.pop("timeout_graceful_shutdown", 5), **options,
+    )  # fmt: skip
+
+
+def stop_event() -> asyncio.Event:
+    """An event that SIGTERM and SIGINT set, for the running loop."""
+    event = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, event.set)
+    return event

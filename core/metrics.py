@@ -1,0 +1,57 @@
+"""Every metric's name and labels, in one place (CONTRACT "Metrics": dashboards and alerts rely on them).
+
+Labels are closed sets: topic, match, poll and subscriber are never labels. Hot loops count in local integers and
+flush; see `WeightedHistogram` for latencies that hold for many deliveries at once.
+"""
+
+from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client.utils import INF
+
+LATENCY_BUCKETS_MS = (1, 2, 5, 10, 20, 50, 100, 200, 300, 500, 1000, 2000, 5000, INF)
+"""300 and 500 are the objectives for p95 and p99."""
+
+SOURCES = frozenset({"api", "web", "twitch", "telegram", "matchzy", "get5", "gsi", "load"})
+"""Values of the label `source`; everything else counts as `other`, because clients choose the field freely."""
+
+
+class WeightedHistogram(Histogram):
+    """A histogram that takes one value for many equal observations: one frame, many sockets."""
+
+    def observe_many(self, amount: float, count: int) -> None:
+        """Like `count` calls of `observe(amount)`, at the price of one."""
+        self._sum.inc(amount * count)
+        for index, bound in enumerate(self._upper_bounds):
+            if amount <= bound:
+                self._buckets[index].inc(count)
+                break
+
+
+E2E = WeightedHistogram(
+    "e2e_latency_ms",
+    "Received by ingest until written to the client's socket",
+    ["event_type"],
+    buckets=LATENCY_BUCKETS_MS,
+)
+STAGE = WeightedHistogram("stage_latency_ms", "Time spent in one stage", ["stage"], buckets=LATENCY_BUCKETS_MS)
+SLO_VIOLATIONS = Counter("latency_slo_violations", "Deliveries slower than the objective", ["slo"])
+
+INGESTED = Counter("ingest_events", "Items received, by what became of them", ["source", "result"])
+LAG_ENTRIES = Gauge("stream_lag_entries", "Entries of the input log not yet processed", ["group"])
+LAG_SECONDS = Gauge("stream_lag_seconds", "Age of the oldest entry not yet processed", ["group"])
+UNACCOUNTED = Gauge("votes_unaccounted", "Votes accepted up to a common position, less applied, less dead")
+DEAD = Counter("dead_letters", "Entries that could not be processed", ["group"])
+LOOP_ERRORS = Counter("loop_errors", "Failures that a loop survived and backed off from", ["loop"])
+
+CONNECTIONS = Gauge("gateway_connections", "Open subscriber connections", ["transport"])
+DELIVERIES = Counter("gateway_deliveries", "Messages written to subscribers", ["transport", "class"])
+CONFLATED = Counter("gateway_conflated", "State messages skipped for a lagging subscriber")
+EVICTIONS = Counter("gateway_evictions", "Connections closed by the server for the reader's slowness", ["reason"])
+RESUMES = Counter("gateway_resumes", "Verdicts given on cursors", ["verdict"])
+
+ARCHIVE_ROWS = Counter("archive_rows", "Rows committed to ClickHouse", ["table"])
+ARCHIVE_INSERT = Histogram("archive_insert_seconds", "Duration of one insert")
+
+
+def source_label(source: str) -> str:
+    """The label value for a client-given source."""
+    return source if source in SOURCES else "other"

@@ -1,0 +1,146 @@
+"""Connections to Redis, its scripts, and the guard that ties writing to a known incarnation of the server.
+
+A server that restarted or failed over may have rolled back (AOF tail lost, lagging replica, restored backup). The
+script cache of a server dies with its process, so `NOSCRIPT` is a free and exact sign of a new incarnation. The rule
+that makes use of it: *nobody loads a writing script into a server before having ensured the shards' epochs there*,
+and both go over one connection, which cannot span two incarnations. `Scripts` is the only place that loads scripts.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Sequence
+from importlib.resources import files
+from typing import Any, cast
+
+import redis.asyncio as redis
+from redis.asyncio.retry import Retry as RedisRetry
+from redis.backoff import NoBackoff
+from redis.exceptions import (
+    BusyLoadingError,
+    ConnectionError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TimeoutError,
+)
+
+from core import keys
+from core.errors import Fatal, Fenced, Retry
+from core.settings import Settings
+
+Redis = redis.Redis
+Argument = bytes | str | int | float
+
+_TRANSIENT = (ConnectionError, TimeoutError, BusyLoadingError, OutOfMemoryError, ReadOnlyError, OSError)
+
+
+def connect(settings: Settings, *, connections_max: int = 16) -> Redis:
+    """A client with a bounded pool. Opens nothing yet.
+
+    No automatic retries: whoever calls knows whether a repeat is harmless, and a silent repeat of an append would
+    report its own first attempt as a duplicate. `socket_timeout` exceeds the longest blocking read (1 s) so that a
+    server that hangs is noticed.
+    """
+    pool = redis.BlockingConnectionPool.from_url(
+        settings.redis_target,
+        max_connections=connections_max,
+        timeout=5,
+        socket_timeout=5.0,
+        socket_connect_timeout=2.0,
+        retry=RedisRetry(NoBackoff(), 0),
+        health_check_interval=0,
+        protocol=2,
+    )
+    return redis.Redis(connection_pool=pool)
+
+
+def translate(error: Exception) -> Exception:
+    """What a Redis error means to the caller: Retry, Fenced, or the error itself."""
+    if isinstance(error, ResponseError) and str(error).startswith("FENCED"):
+        return Fenced(str(error))
+    if isinstance(error, _TRANSIENT) or str(error).startswith(("OOM", "MASTERDOWN", "NOREPLICAS", "CLUSTERDOWN")):
+        return Retry(f"Redis: {type(error).__name__}: {error}")
+    return error
+
+
+async def call(awaitable: Awaitable[Any] | Any) -> Any:
+    """Await a Redis call; raises Retry or Fenced where that is what its error means."""
+    try:
+        return await awaitable
+    except (RedisError, OSError) as error:
+        raise translate(error) from error
+
+
+def lua(package: str, name: str) -> str:
+    """Source of `<package>/lua/<name>.lua`."""
+    return (files(package) / "lua" / f"{name}.lua").read_text()
+
+
+class Scripts:
+    """The scripts of one process, loaded under the incarnation rule of the module docstring."""
+
+    def __init__(self, client: Redis, shards: int, sources: dict[str, str]) -> None:
+        """`sources` maps a script's name to its Lua source; `shards` are the shards whose epochs it writes under."""
+        self._client = client
+        self._shards = shards
+        self._sources = sources
+        self._ensure_epoch = lua("core", "ensure_epoch")
+        self._digests: dict[str, str] = {}
+        self._loading = asyncio.Lock()
+        self.loads = 0
+        """How often scripts were loaded: a change tells that the server is another incarnation."""
+
+    async def load(self) -> None:
+        """Ensure every shard's epoch, then load all scripts, over one connection."""
+        pipe = self._client.pipeline(transaction=False)
+        for shard in range(self._shards):
+            pipe.eval(self._ensure_epoch, 2, keys.epochs(shard), keys.events(shard))
+        for source in self._sources.values():
+            pipe.script_load(source)
+        replies = await call(pipe.execute())
+        self._digests = dict(zip(self._sources, replies[self._shards :], strict=True))
+        self.loads += 1
+
+    async def run(self, name: str, key_names: Sequence[str], args: Sequence[Argument]) -> Any:
+        """Run a script by name. Raises Retry (transient; the effect may or may not have happened) or Fenced."""
+        for attempt in (1, 2):
+            loads = self.loads
+            if not self._digests:
+                await self._load_once(loads)
+            try:
+                return await call(self._client.evalsha(self._digests[name], len(key_names), *key_names, *args))
+            except NoScriptError:
+                if attempt == 2:
+                    raise Retry(f"Redis lost the script {name} twice") from None
+                await self._load_once(loads)
+        raise AssertionError("unreachable")
+
+    async def _load_once(self, seen_loads: int) -> None:
+        async with self._loading:
+            if self.loads == seen_loads:
+                await self.load()
+
+
+_IDENTIFY = """
+-- Identity of the log, written once. KEYS[1] arenacast:log. ARGV: id, shards or "" when any will do, created_ms.
+-- Returns {id, shards}. Atomic, so that services that start together agree.
+if redis.call('EXISTS', KEYS[1]) == 0 then
+  redis.call('HSET', KEYS[1], 'id', ARGV[1], 'shards', ARGV[2] ~= '' and ARGV[2] or '4', 'created_ms', ARGV[3])
+end
+return redis.call('HMGET', KEYS[1], 'id', 'shards')
+"""
+
+
+async def identify(client: Redis, settings: Settings, *, proposal: str, now_ms: int) -> tuple[str, int]:
+    """(log id, number of shards), fixed in Redis by whoever comes first.
+
+    `proposal` is the id a new log would get. Raises Fatal when ARENACAST_SHARDS contradicts what is fixed, Retry when
+    Redis is away.
+    """
+    wanted = "" if settings.shards is None else str(settings.shards)
+    reply = await call(client.eval(_IDENTIFY, 1, keys.LOG, proposal, wanted, str(now_ms)))
+    log_id, shards = (cast(bytes, part).decode() for part in reply)
+    if wanted and wanted != shards:
+        raise Fatal(f"ARENACAST_SHARDS is {wanted}, but this log was created with {shards} shards, which is final")
+    return log_id, int(shards)
