@@ -77,7 +77,7 @@ class Settings(Struct, frozen=True):
 
     @property
     def redis_socket(self) -> Path:
-        """Unix socket of the embedded server; a short path in the system's temporary folder where sun_path is too small."""
+        """Unix socket of the embedded server; a short temporary path where that exceeds sun_path."""
         path = self.data_dir.absolute() / "redis.sock"
         if len(os.fsencode(path)) < _SOCKET_PATH_MAX:
             return path
