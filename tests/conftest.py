@@ -1,0 +1,71 @@
+"""Fixtures of every test: real servers, settings for a temporary data directory, and a check that nothing is left."""
+
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from core.settings import Settings
+from tests.support.ports import free_port as _free_port
+from tests.support.processes import descendants
+from tests.support.redis_server import RedisServer, running_redis
+from tests.support.waiting import wait_until_sync
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_process_is_left() -> Iterator[None]:
+    """Fail the run when a test started a process that is still there at the end of it (Linux)."""
+    yield
+    before = descendants(os.getpid())
+    if before:
+        warnings.warn(f"still running at the end: {before}", stacklevel=1)
+    wait_until_sync(lambda: not descendants(os.getpid()), 5.0, f"child processes have ended: {before}")
+
+
+@pytest.fixture(scope="session")
+def redis_server(no_process_is_left: None) -> Iterator[RedisServer]:
+    """The session's Valkey. Tests that stop or restart a server start their own with `running_redis`."""
+    directory = Path(tempfile.mkdtemp(prefix="ac-redis-"))
+    try:
+        with running_redis(directory) as server:
+            yield server
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture
+def redis_url(redis_server: RedisServer) -> str:
+    """URL of a server without data and without scripts."""
+    with redis.Redis.from_url(redis_server.url) as client:
+        client.flushall()
+        client.script_flush()
+        client.config_resetstat()
+    return redis_server.url
+
+
+@pytest.fixture
+def settings(redis_url: str, tmp_path: Path) -> Settings:
+    """Settings of a whole installation: empty Redis, temporary data directory, known secrets, free ports."""
+    return Settings(
+        data_dir=tmp_path / "data",
+        redis_url=redis_url,
+        ingest_key="test-ingest-key",
+        voter_secret="test-voter-secret-0123456789",
+        clickhouse_password="test-clickhouse-password",
+        ingest_port=_free_port(),
+        gateway_port=_free_port(),
+        clickhouse_port=_free_port(),
+        state_metrics_port=0,
+        archive_metrics_port=0,
+    )
+
+
+@pytest.fixture
+def free_port() -> Callable[[], int]:
+    """Gives a free port at each call."""
+    return _free_port

@@ -1,0 +1,1 @@
+"""What tests share: real servers, bounded waiting, free ports."""
