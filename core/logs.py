@@ -11,7 +11,7 @@ from structlog.typing import EventDict, WrappedLogger
 from core.settings import Settings, unknown_variables
 
 _SECRET_NAME = re.compile(r"key|secret|token|password|authorization|cookie", re.IGNORECASE)
-_URL_PASSWORD = re.compile(r"(?<=://)[^/@\s]+@")
+_URL_PASSWORD = re.compile(r"(?<=://)[^/\s]*@")  # to the last @: an unescaped one may be part of the password
 
 
 def redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

@@ -33,6 +33,8 @@ Redis = redis.Redis
 Argument = bytes | str | int | float
 
 _TRANSIENT = (ConnectionError, TimeoutError, BusyLoadingError, OutOfMemoryError, ReadOnlyError, OSError)
+_TRANSIENT_CODES = ("OOM", "MISCONF", "BUSY ", "MASTERDOWN", "NOREPLICAS", "CLUSTERDOWN", "TRYAGAIN")
+"""Among them MISCONF: the append-only file cannot be written (disk full), which an operator can mend."""
 
 
 def connect(settings: Settings, *, connections_max: int = 16) -> Redis:
@@ -59,7 +61,7 @@ def translate(error: Exception) -> Exception:
     """What a Redis error means to the caller: Retry, Fenced, or the error itself."""
     if isinstance(error, ResponseError) and str(error).startswith("FENCED"):
         return Fenced(str(error))
-    if isinstance(error, _TRANSIENT) or str(error).startswith(("OOM", "MASTERDOWN", "NOREPLICAS", "CLUSTERDOWN")):
+    if isinstance(error, _TRANSIENT) or str(error).startswith(_TRANSIENT_CODES):
         return Retry(f"Redis: {type(error).__name__}: {error}")
     return error
 
@@ -92,15 +94,19 @@ class Scripts:
         """How often scripts were loaded: a change tells that the server is another incarnation."""
 
     async def load(self) -> None:
-        """Ensure every shard's epoch, then load all scripts, over one connection."""
-        pipe = self._client.pipeline(transaction=False)
-        for shard in range(self._shards):
-            pipe.eval(self._ensure_epoch, 2, keys.epochs(shard), keys.events(shard))
-        for source in self._sources.values():
-            pipe.script_load(source)
-        replies = await call(pipe.execute())
-        self._digests = dict(zip(self._sources, replies[self._shards :], strict=True))
+        """Ensure every shard's epoch, then load all scripts, over one connection.
+
+        One after the other and not as a pipeline, which would go on to load after an epoch that could not be
+        written: then a script loaded here would serve another process that still believes in the old epoch.
+        """
+        self._digests = await call(self._load())
         self.loads += 1
+
+    async def _load(self) -> dict[str, str]:
+        async with self._client.client() as connection:  # fails, and does not reconnect, when the server goes away
+            for shard in range(self._shards):
+                await connection.eval(self._ensure_epoch, 2, keys.epochs(shard), keys.events(shard))
+            return {name: await connection.script_load(source) for name, source in self._sources.items()}
 
     async def run(self, name: str, key_names: Sequence[str], args: Sequence[Argument]) -> Any:
         """Run a script by name. Raises Retry (transient; the effect may or may not have happened) or Fenced."""

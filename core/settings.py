@@ -90,7 +90,7 @@ class Settings(Struct, frozen=True):
     @property
     def redis_target(self) -> str:
         """URL of the Redis to talk to."""
-        return self.redis_url or f"unix://{self.redis_socket}"
+        return self.redis_url or f"unix://{quote(str(self.redis_socket))}"
 
     @property
     def clickhouse_target(self) -> str:
@@ -112,9 +112,12 @@ class Settings(Struct, frozen=True):
             return value
         path = self.secret_file(field)
         try:
-            return path.read_text().strip()
-        except OSError as error:
+            value = path.read_text().strip()
+        except (OSError, ValueError) as error:
             raise Fatal(f"{PREFIX}{field.upper()} is not set and {path} cannot be read") from error
+        if not value:  # an empty key would let in everybody who sends an empty one
+            raise Fatal(f"{PREFIX}{field.upper()} is not set and {path} is empty")
+        return value
 
     def secret_file(self, field: Literal["ingest_key", "voter_secret", "clickhouse_password"]) -> Path:
         """Where `arenacast up` keeps a generated secret."""
@@ -122,7 +125,7 @@ class Settings(Struct, frozen=True):
         return self.data_dir / names[field]
 
     def public(self) -> dict[str, object]:
-        """The settings as they may be printed: no secret, no password inside a URL."""
+        """The settings as they may be printed: no secret, no password before the @ or in the query of a URL."""
         shown: dict[str, object] = {}
         for field in self.__struct_fields__:
             value = getattr(self, field)
@@ -130,7 +133,7 @@ class Settings(Struct, frozen=True):
                 value = "set" if value else "unset"
             elif field.endswith("_url") and value:
                 url = urlsplit(value)
-                value = url._replace(netloc=url.netloc.rpartition("@")[2]).geturl()
+                value = url._replace(netloc=url.netloc.rpartition("@")[2], query="").geturl()
             shown[field] = str(value) if isinstance(value, Path) else value
         return shown
 
