@@ -2,8 +2,9 @@
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import msgspec
@@ -14,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from core import logs
 from core.problem import HANDLERS
 
 Check = Callable[[], Awaitable[str]]
@@ -91,3 +93,28 @@ def stop_event() -> asyncio.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, event.set)
     return event
+
+
+@asynccontextmanager
+async def operations_server(checks: Mapping[str, Check], host: str, port: int) -> AsyncIterator[None]:
+    """Serve `operations_app` beside a process's work.
+
+    A port that is taken (a second consumer on one machine) costs the metrics, not the work: it is logged.
+    """
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        logs.get().warning("no metrics here: the port is taken", port=port, error=str(error))
+        listener.close()
+        yield
+        return
+    server = Server(config(operations_app(checks), "", 0))
+    task = asyncio.create_task(server.serve([listener]))
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        await task
+        listener.close()

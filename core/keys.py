@@ -13,9 +13,11 @@ All keys of a shard share the hash tag `{sNN}`, so that on Redis Cluster its scr
     hook:{s}:<topic>:<id>     string  suppression of equal hook bodies for 30 s
     state:{s}:<topic>         hash    pos, data (public snapshot, JSON), priv (reducer state, msgpack)
     voters:{s}:<topic>        hash    voter (8 bytes) -> option id: the vote that counts
+    maps:{s}:<match_id>       set     map ids of a match, `series` among them
     topics:{s}                zset    topic -> ms of its last change, for listings
     timers:{s}                zset    "<action> <topic>" -> due ms
-    shard:{s}                 hash    state consumer: last_id, applied, votes, dead, updates_id
+    shard:{s}                 hash    state consumer: last_id, applied, votes, dead, dead_votes, updates_id,
+                                      vote_ordinal, event_ordinal, gaps
     archive:{s}:<log>         hash    archive consumer: committed, inflight (log = events | updates)
     lease:{s}:<job>           string  owner of (job, shard), with expiry
     fence:{s}:<job>           string  fencing token, grows with every change of owner
@@ -72,6 +74,10 @@ def state(shard: int, topic: str) -> str:
 
 def voters(shard: int, topic: str) -> str:
     return f"voters:{tag(shard)}:{topic}"
+
+
+def maps(shard: int, match_id: str) -> str:
+    return f"maps:{tag(shard)}:{match_id}"
 
 
 def topics(shard: int) -> str:

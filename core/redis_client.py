@@ -108,6 +108,12 @@ class Scripts:
                 await connection.eval(self._ensure_epoch, 2, keys.epochs(shard), keys.events(shard))
             return {name: await connection.script_load(source) for name, source in self._sources.items()}
 
+    async def ensure(self) -> None:
+        """Load the scripts unless this very server has them; call it before trusting what Redis says is committed."""
+        loads = self.loads
+        if not self._digests or not all(await call(self._client.script_exists(*self._digests.values()))):
+            await self._load_once(loads)
+
     async def run(self, name: str, key_names: Sequence[str], args: Sequence[Argument]) -> Any:
         """Run a script by name. Raises Retry (transient; the effect may or may not have happened) or Fenced."""
         for attempt in (1, 2):

@@ -50,6 +50,9 @@ class Settings(Struct, frozen=True):
     append_batch_max: Annotated[int, Meta(ge=1, le=1000)] = 500  # entries of one append call (Lua stack: < 8000 words)
     append_queue_max: Annotated[int, Meta(ge=1000)] = 50_000  # entries waiting per shard; beyond it 503
 
+    # -- consumers
+    metrics_host: str = "127.0.0.1"  # where the consumers serve /healthz, /readyz and /metrics
+
     # -- state consumer
     state_metrics_port: Port = 8082
     lease_ttl_s: Seconds = 3.0  # a dead owner's shard stands still this long

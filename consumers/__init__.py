@@ -1,0 +1,21 @@
+"""Consumers: single owners of shards that turn the log into hot state, messages and archived rows.
+
+What enters      events:{s}, in order, from the position last committed (`XREAD`; see below)
+What leaves      consume state: state:{s}:<topic>, voters, timers, and one entry of updates:{s} per batch
+                 consume archive: rows in ClickHouse, from events:{s} (facts) and updates:{s} (derived facts)
+
+Invariants
+    * One owner per (job, shard): a lease says who may try, the fencing token in every writing script says who may
+      write. An owner that lost its shard finds out at its first write and has changed nothing.
+    * A batch is applied by one script that writes states, output entry, timers and the new position together, or
+      not at all. After any failure the owner forgets its caches and starts again from what Redis says is committed.
+    * Reading is `XREAD` from the committed position, never `XREADGROUP`: a paused owner with a blocked XREADGROUP
+      would swallow an entry that its successor then never sees. The consumer groups `state` and `archive` carry the
+      same position (`XGROUP SETID … ENTRIESREAD`, in the committing script), so every Redis tool shows their lag.
+      What was read and not committed is pending by definition; taking over means reading it again.
+    * An entry that cannot be processed goes to dead:{s} with its reason and never blocks the shard.
+    * Whatever changes state is a log entry, also what a timer does: replaying the log gives the same state.
+
+Start reading at `state` (the process), `shard_worker` (the loop of one shard), `batch` (entries → outcome, pure) and
+`reducers`; `lease` for ownership; `archive` for the cold path.
+"""

@@ -1,0 +1,26 @@
+-- Trim a shard's logs behind what every reader committed and the retention: never a blind MAXLEN.
+--
+-- KEYS[1] events:{s}   KEYS[2] updates:{s}   KEYS[3] shard:{s}   KEYS[4] archive:{s}:events   KEYS[5] archive:{s}:updates
+-- ARGV[1] oldest ms of events kept   ARGV[2] oldest ms of updates kept
+-- Returns {events removed, updates removed}.
+--
+-- Atomic with reading the positions, so a reader that is set back meanwhile never finds its entries gone. Without an
+-- archive position nothing is trimmed: a missing or slow archive must not lose events.
+local function lower(a, b)
+  local ams, aseq = string.match(a, '^(%d+)-(%d+)$')
+  local bms, bseq = string.match(b, '^(%d+)-(%d+)$')
+  ams, aseq, bms, bseq = tonumber(ams), tonumber(aseq), tonumber(bms), tonumber(bseq)
+  if ams < bms or (ams == bms and aseq < bseq) then return a end
+  return b
+end
+local applied = redis.call('HGET', KEYS[3], 'last_id')
+local archived = redis.call('HGET', KEYS[4], 'committed')
+local derived = redis.call('HGET', KEYS[5], 'committed')
+local removed = {0, 0}
+if applied and archived then
+  removed[1] = redis.call('XTRIM', KEYS[1], 'MINID', '~', lower(lower(applied, archived), ARGV[1] .. '-0'))
+end
+if derived then
+  removed[2] = redis.call('XTRIM', KEYS[2], 'MINID', '~', lower(derived, ARGV[2] .. '-0'))
+end
+return removed
