@@ -106,7 +106,7 @@ class Leases:
                 self._log.info("shard moves to another consumer", shard=shard)
                 leaving.append(shard)
             elif not await self._renew(held.ownership, self._ttl_ms):
-                self._log.warning("lease lost", shard=shard, token=held.ownership.token)
+                self._log.warning("lease lost", shard=shard, fence=held.ownership.token)
                 await self._cancel(shard)
                 await self._acquire(shard, work)
         await asyncio.gather(*(self._give_up(shard, self._ttl_ms / 3000) for shard in leaving))
@@ -121,7 +121,7 @@ class Leases:
         names = [keys.lease(shard, self._job), keys.fence(shard, self._job)]
         token = int(await self._scripts.run("lease_acquire", names, [self._owner, self._ttl_ms]))
         if token:
-            self._log.info("shard acquired", shard=shard, token=token)
+            self._log.info("shard acquired", shard=shard, fence=token)
             ownership = Ownership(shard, token, asyncio.Event())
             task = asyncio.create_task(self._supervise(work, ownership), name=f"{self._job}-{shard}")
             self._held[shard] = _Held(ownership, task)
@@ -130,7 +130,7 @@ class Leases:
         try:
             await work(ownership)
         except Fenced as error:
-            self._log.warning("fenced off", shard=ownership.shard, token=ownership.token, error=str(error))
+            self._log.warning("fenced off", shard=ownership.shard, fence=ownership.token, error=str(error))
 
     def _report(self, held: _Held) -> None:
         error = None if held.task.cancelled() else held.task.exception()

@@ -106,7 +106,7 @@ class ShardWorker:
         self._states: dict[str, State] = {}
         self._epochs = epochs.parse({})
         self._loads = -1
-        self._log = logs.get().bind(job="state", shard=self._shard, token=self._token)
+        self._log = logs.get().bind(job="state", shard=self._shard, fence=self._token)
         self.progress = parse_progress({})
 
     async def run(self) -> None:
