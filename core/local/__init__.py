@@ -1,13 +1,18 @@
 """The whole pipeline on one machine: `arenacast up`.
 
 What is here
-    supervisor    children as processes: order of start and stop, restarts with back-off, logs
-    services      which children there are and how each tells that it is ready
-    redis_server  the embedded Valkey: its binary, its configuration, its lock
-    launch        runs a foreign program so that it dies with us
-    secrets       the keys a first start generates
-    player        recorded requests into a running ingest (`arenacast play`)
-    demo          a recorded map and a crowd's votes, again and again (`arenacast up --demo`)
+    up            composition root of `arenacast up`: signals, lock, summary
+    services      which processes there are, in which order, and how each says that it is ready
+    supervisor    starts them in order, restarts what dies, stops them in reverse order
+    child         one process: bound to our life, its output taken, stopped within a bound
+    output        that output: log files of bounded size, warnings to the terminal
+    launch        how a process is bound to our life
+    redis_server  the embedded Valkey: its binary and its configuration
+    keyfiles      the data directory: its lock, and the keys that a first start generates
+    recording     the format of recordings, and what to send when
+    sender        requests to an ingest, repeated where that is right
+    player        `arenacast play`: a recording into an ingest
+    crowd, demo   `arenacast up --demo`: a recorded map and a crowd's votes, again and again
 
 Invariants
     * Services are started by name, as processes, through the command line that anybody may use; nothing of them is

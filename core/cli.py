@@ -1,0 +1,134 @@
+"""The command line: every process of Arenacast is one of its commands.
+
+What a command needs is imported when it runs, so that `--help` is quick and one service's missing dependency is not
+another's problem. Errors that are told to a person (`Fatal`) become one line and exit code 1.
+"""
+
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import click
+
+from core.errors import Fatal
+from core.settings import load
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    try:
+        cli(prog_name="arenacast")
+    except Fatal as error:
+        click.echo(f"arenacast: {error}", err=True)
+        sys.exit(1)
+
+
+def _version() -> str:
+    try:
+        return version("arenacast")
+    except PackageNotFoundError:  # run from a directory without having been installed
+        return "0+unknown"
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(_version(), prog_name="arenacast")
+def cli() -> None:
+    """Votes and match events in, live to every browser, counted exactly once.
+
+    Settings come from the environment, prefix ARENACAST_.
+    """
+
+
+@cli.command()
+@click.option("--demo/--no-demo", "is_demo", default=False, help="Play a recorded match with a crowd's votes.")
+def up(is_demo: bool) -> None:
+    """Run everything on this machine, supervised."""
+    from core.local.up import run
+
+    run(load(), is_demo=is_demo)
+
+
+@cli.command()
+def ingest() -> None:
+    """The write side: HTTP in, log out."""
+    from ingest.app import run
+
+    run(load())
+
+
+@cli.command()
+@click.option(
+    "--workers", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes that share the port."
+)
+def gateway(workers: int) -> None:
+    """The read side: SSE, WebSocket, long-poll, REST."""
+    from gateway.app import run
+
+    run(load(), workers)
+
+
+@cli.group()
+def consume() -> None:
+    """What follows the log."""
+
+
+@consume.command()
+def state() -> None:
+    """Reduce votes and events to live state."""
+    from consumers.state import run
+
+    run(load())
+
+
+@consume.command()
+def archive() -> None:
+    """Write the log to ClickHouse."""
+    from consumers.archive import run
+
+    run(load())
+
+
+@cli.command()
+def clickhouse() -> None:
+    """The embedded ClickHouse, on loopback."""
+    from clickhouse.embedded import run
+
+    run(load())
+
+
+@cli.command()
+@click.option("--dry-run", is_flag=True, help="Show what would be done, and do nothing.")
+def migrate(dry_run: bool) -> None:
+    """Bring the ClickHouse schema up to date. Refuses to go backwards."""
+    from clickhouse.migrate import main as run
+
+    run(load(), dry_run)
+
+
+@cli.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--to", "url", required=True, metavar="URL", help="Ingest, for example http://127.0.0.1:8081")
+@click.option(
+    "--speed", type=click.FloatRange(min=0), default=1.0, show_default=True, help="Times faster; 0 = no pauses."
+)
+@click.option(
+    "--key-file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="File with the bearer key."
+)
+def play(file: Path, url: str, speed: float, key_file: Path | None) -> None:
+    """Play recorded votes and events (NDJSON) into an ingest."""
+    from core.local.player import run
+
+    run(load(), file, url, speed=speed, key_file=key_file)
+
+
+@cli.command(hidden=True)
+@click.option("--to", "url", required=True, metavar="URL")
+def demo(url: str) -> None:
+    """Play the recorded match with a crowd's votes, again and again (part of `up --demo`)."""
+    from core.local.demo import run
+
+    run(load(), url)
+
+
+if __name__ == "__main__":
+    main()
