@@ -59,8 +59,11 @@ def read_only(client: redis.Redis, shards: int) -> float:
     started = time.perf_counter()
     for shard in range(shards):
         last: Any = b"0-0"
-        while reply := client.xread({keys.events(shard): last}, count=BATCH):
-            last = reply[0][1][-1][0]  # type: ignore[index]
+        while True:
+            reply: Any = client.xread({keys.events(shard): last}, count=BATCH)
+            if not reply:
+                break
+            last = reply[0][1][-1][0]
     return time.perf_counter() - started
 
 
@@ -71,7 +74,7 @@ def drain(client: redis.Redis, settings: Settings, votes: int, shards: int) -> f
     try:
         started = 0.0
         while True:
-            done = sum(int(client.hget(keys.progress(shard), "votes") or 0) for shard in range(shards))  # type: ignore[arg-type]
+            done = sum(int(client.hget(keys.progress(shard), "votes") or 0) for shard in range(shards))
             if done and not started:
                 started, first = time.perf_counter(), done
             if done == votes:

@@ -199,7 +199,8 @@ async def test_the_consumer_group_shows_the_committed_position_and_no_lag(settin
         last = log.vote("p1", f"e{number}", "a", f"v{number}")
     async with owner(settings):
         await applied(log, "poll.p1", 10)
-    group: Any = log.client.xinfo_groups(keys.events(shard_of("poll.p1", SHARDS)))[0]  # type: ignore[index]
+    groups: Any = log.client.xinfo_groups(keys.events(shard_of("poll.p1", SHARDS)))
+    group = groups[0]
     assert group["name"] == b"state"
     assert group["last-delivered-id"].decode() == last
     assert (group["lag"], group["pending"]) == (0, 0)
@@ -257,7 +258,8 @@ async def test_polls_open_and_close_by_log_entries_when_their_time_comes(setting
         await applied(log, "poll.p1", 3)
     assert state(log, "poll.p1")["rejected"] == {"early": 1, "late": 1}
     assert log.client.hget(keys.definition(shard, "poll.p1"), "closed") == b"1"
-    kinds = [fields[b"h"].split(b" ")[0] for _, fields in log.client.xrange(keys.events(shard))]  # type: ignore[union-attr]
+    entries: Any = log.client.xrange(keys.events(shard))
+    kinds = [fields[b"h"].split(b" ")[0] for _, fields in entries]
     assert kinds.count(b"open") == kinds.count(b"close") == 1
 
 

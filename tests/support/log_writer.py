@@ -31,7 +31,8 @@ class LogWriter:
         ordinal = self.client.hincrby(keys.counters(shard), counter, 1)
         head = f"{header(kind, topic, received_us or now_us(), 'test')} {ordinal}"
         encoded = body if isinstance(body, bytes) else msgspec.json.encode(body)
-        return self.client.xadd(keys.events(shard), {"h": head, "d": encoded}).decode()
+        entry_id: Any = self.client.xadd(keys.events(shard), {"h": head, "d": encoded})
+        return str(entry_id.decode())
 
     def poll(self, poll_id: str, *, voting: str = "first", options: str = "ab", **more: Any) -> str:
         """Define a poll whose options are the letters of `options`."""

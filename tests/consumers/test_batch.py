@@ -1,0 +1,137 @@
+"""Reducing in batches: however the log is cut, the states, facts and last messages are the same."""
+
+from typing import Any
+
+import msgspec
+from hypothesis import given
+from hypothesis import strategies as st
+
+from consumers.batch import BatchReducer, Decoded, Limits, Outcome, State, decode, topics_needed, voters_needed
+from core.events import Entry, EntryKind
+from core.names import match_topic, poll_topic
+from core.position import EntryId
+
+LIMITS = Limits(map_idle_ms=6 * 3600 * 1000, final_retention_s=3600)
+
+
+class Script:
+    """Builds a log in memory."""
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+        self.ordinals = {"vote": 0, "other": 0}
+
+    def add(self, kind: EntryKind, topic: str, body: dict[str, Any]) -> None:
+        group = "vote" if kind == "vote" else "other"
+        self.ordinals[group] += 1
+        position = EntryId(1000 + len(self.entries) // 3, len(self.entries) % 3)
+        self.entries.append(
+            Entry(position, kind, topic, 5_000_000 + len(self.entries), "c", self.ordinals[group], _json(body))
+        )
+
+
+def _json(body: dict[str, Any]) -> bytes:
+    return msgspec.json.encode(body)
+
+
+def run(entries: list[Entry], cuts: set[int]) -> tuple[dict[str, State], list[Outcome]]:
+    """Reduce a log cut after the given indexes, with priors kept as the voters' hash would."""
+    states: dict[str, State] = {}
+    stored: dict[str, dict[str, str]] = {}
+    outcomes: list[Outcome] = []
+    batch: list[Decoded] = []
+    ordinals = (0, 0)
+    for index, entry in enumerate(entries):
+        batch.append(decode(entry))
+        if index not in cuts and index != len(entries) - 1:
+            continue
+        assert set(topics_needed(batch)) >= {item.entry.topic for item in batch}
+        priors = {
+            topic: {voter: stored[topic][voter] for voter in voters if voter in stored.get(topic, {})}
+            for topic, voters in voters_needed(batch).items()
+        }
+        outcome = BatchReducer(0, 1, states, priors, LIMITS, ordinals).reduce(batch)
+        for topic, known in priors.items():
+            stored.setdefault(topic, {}).update(known)
+        ordinals = (outcome.vote_ordinal, outcome.event_ordinal)
+        outcomes.append(outcome)
+        batch = []
+    return states, outcomes
+
+
+actions = st.lists(
+    st.one_of(
+        st.tuples(
+            st.just("vote"), st.sampled_from(["p1", "p2", "nope"]), st.sampled_from("abz"), st.sampled_from("wxyz")
+        ),
+        st.tuples(st.just("define"), st.sampled_from(["p1", "p2"]), st.sampled_from(["first", "last", "unlimited"])),
+        st.tuples(st.just("close"), st.sampled_from(["p1", "p2"])),
+        st.tuples(st.just("round"), st.integers(0, 13), st.integers(0, 13)),
+        st.tuples(st.just("result"), st.integers(0, 13), st.integers(0, 13)),
+        st.tuples(st.just("live")),
+    ),
+    min_size=1,
+    max_size=40,
+)
+
+
+def script(steps: list[tuple[Any, ...]]) -> list[Entry]:
+    log = Script()
+    for number, step in enumerate(steps):
+        match step:
+            case "vote", poll_id, option, voter:
+                body = {"event_id": f"e{number}", "poll_id": poll_id, "option": option, "voter": f"{ord(voter):016x}"}
+                log.add("vote", poll_topic(poll_id), body)
+            case "define", poll_id, voting:
+                options = [{"id": "a", "label": "A"}, {"id": "b", "label": "B"}]
+                body = {"poll_id": poll_id, "title": "t", "options": options, "voting": voting}
+                log.add("poll", poll_topic(poll_id), body)
+            case "close", poll_id:
+                log.add("close", poll_topic(poll_id), {"reason": "request"})
+            case kind, *scores:
+                type_ = {"round": "round_end", "result": "map_result", "live": "going_live"}[kind]
+                data = {f"team{i}": {"name": f"T{i}", "score": score} for i, score in enumerate(scores, 1)}
+                body = {"event_id": f"e{number}", "match_id": "m", "map_id": "0", "type": type_, "data": data}
+                log.add("match", match_topic("m", "0"), body)
+    return log.entries
+
+
+def final_messages(outcomes: list[Outcome]) -> dict[tuple[str, str], bytes]:
+    return {(m.topic, m.kind): m.data for outcome in outcomes for m in outcome.messages if m.is_state}
+
+
+def events(outcomes: list[Outcome]) -> list[tuple[int, int, int, str]]:
+    return [(m.ms, m.seq, m.k, m.kind) for outcome in outcomes for m in outcome.messages if not m.is_state]
+
+
+@given(actions, st.sets(st.integers(0, 40)))
+def test_the_cut_into_batches_changes_nothing(steps: list[tuple[Any, ...]], cuts: set[int]) -> None:
+    entries = script(steps)
+    whole, whole_out = run(entries, set())
+    pieces, pieces_out = run(entries, cuts)
+    assert pieces == whole
+    assert final_messages(pieces_out) == final_messages(whole_out)
+    assert events(pieces_out) == events(whole_out)
+    assert [f for o in pieces_out for f in o.facts] == [f for o in whole_out for f in o.facts]
+    assert sum(o.votes for o in pieces_out) == sum(o.votes for o in whole_out)
+    assert sum(o.dead for o in pieces_out) == sum(o.dead for o in whole_out)
+
+
+@given(actions)
+def test_every_vote_is_applied_or_dead_and_positions_never_repeat(steps: list[tuple[Any, ...]]) -> None:
+    entries = script(steps)
+    _, outcomes = run(entries, set(range(0, 40, 3)))
+    votes = sum(entry.kind == "vote" for entry in entries)
+    assert sum(o.votes + o.dead_votes for o in outcomes) == votes
+    assert sum(o.gaps for o in outcomes) == 0
+    places = [(m.ms, m.seq, m.k) for o in outcomes for m in o.messages]
+    assert places == sorted(set(places))
+
+
+def test_the_tally_of_a_batch_carries_the_oldest_receipt_and_the_last_votes_position() -> None:
+    entries = script([("define", "p1", "first"), ("vote", "p1", "a", "w"), ("vote", "p1", "b", "x")])
+    _, outcomes = run(entries, {0})
+    tally = outcomes[1].messages[-1]
+    assert (tally.kind, tally.k) == ("tally", 1)
+    assert tally.received_us == entries[1].received_us
+    assert (tally.ms, tally.seq) == entries[2].id
