@@ -1,0 +1,118 @@
+"""The composition root of ingest: reads the settings, makes the clients, serves until told to stop."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from secrets import token_hex
+from typing import TypeVar
+
+import uvloop
+from starlette.applications import Starlette
+from starlette.types import ASGIApp
+
+from core import logs
+from core.clock import Clock, now_us
+from core.digest import voter_key
+from core.errors import Fatal, Retry
+from core.http import Server, config, operations, stop_event
+from core.problem import HANDLERS
+from core.redis_client import connect, identify
+from core.settings import Settings
+from ingest.ack import AckRedis
+from ingest.api import Api
+from ingest.append import Appender, sources
+from ingest.batcher import Batcher
+from ingest.door import Door
+from ingest.polls import Polls
+from ingest.watch import Watch, WatchedScripts
+
+CONNECTIONS_SPARE = 8
+"""Connections beside one per shard: poll changes, definitions, the watch."""
+BACKOFF_S = (0.1, 2.0)
+"""First and longest pause between attempts to reach Redis at the start."""
+
+T = TypeVar("T")
+
+
+def run(settings: Settings) -> None:
+    """The service `ingest`, until SIGTERM or SIGINT. Raises Fatal with one line when it cannot work."""
+    logs.configure("ingest", settings)
+    uvloop.run(_serve(settings))
+
+
+async def _serve(settings: Settings) -> None:
+    stop = stop_event()
+    with _listen(settings.ingest_host, settings.ingest_port) as listener:
+        async with service(settings, stop) as app:
+            if app is None:
+                return
+            server = Server(config(app, settings.ingest_host, settings.ingest_port))
+            serving = asyncio.create_task(server.serve(sockets=[listener]))
+            stopping = asyncio.create_task(stop.wait())
+            logs.get().info("listening", host=settings.ingest_host, port=listener.getsockname()[1])
+            await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            server.should_exit = True  # finishes the requests at hand, at most for the grace period
+            await serving
+            stopping.cancel()
+    logs.get().info("stopped")
+
+
+@asynccontextmanager
+async def service(settings: Settings, stop: asyncio.Event, clock: Clock = now_us) -> AsyncIterator[ASGIApp | None]:
+    """The ASGI application with everything behind it; None when `stop` came before Redis did. Raises Fatal."""
+    key, voter_secret = settings.secret("ingest_key"), settings.secret("voter_secret")
+    client = connect(settings)
+    try:
+        identity = await _reached(
+            stop, lambda: identify(client, settings, proposal=token_hex(8), now_ms=clock() // 1000)
+        )
+    finally:
+        await client.aclose()
+    if identity is None:
+        yield None
+        return
+    log_id, shards = identity
+    logs.get().info("writing to", log_id=log_id, shards=shards)
+    pool = connect(settings, connections_max=shards + CONNECTIONS_SPARE).connection_pool
+    writer = AckRedis(connection_pool=pool)
+    watch = Watch(writer, settings)
+    scripts = WatchedScripts(writer, shards, sources(), watch)
+    await _reached(stop, scripts.load)
+    watching = asyncio.create_task(watch.run())
+    appender = Appender(scripts, shards, settings.vote_dedup_window_s)
+    try:
+        async with Batcher(
+            appender, batch_max=settings.append_batch_max, queue_max=settings.append_queue_max
+        ) as batcher:
+            polls = Polls(writer, scripts, shards, clock)
+            api = Api(polls, batcher, watch, voter_key(voter_secret), clock)
+            app = Starlette(routes=[*api.routes(), *operations({"redis": watch.check})], exception_handlers=HANDLERS)
+            app.router.redirect_slashes = False
+            yield Door(app, key)
+    finally:
+        watching.cancel()
+        await pool.disconnect()
+
+
+async def _reached(stop: asyncio.Event, attempt: Callable[[], Awaitable[T]]) -> T | None:
+    """Result of `attempt`, tried until Redis is there; None when told to stop before."""
+    pause_s, longest_s = BACKOFF_S
+    while not stop.is_set():
+        try:
+            return await attempt()
+        except Retry as error:
+            logs.get().warning("waiting for Redis", error=str(error))
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), pause_s)
+        pause_s = min(2 * pause_s, longest_s)
+    return None
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Bind before anything else, so that a taken port is one clear line."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise Fatal(f"cannot listen on {host}:{port}: {error.strerror}") from error
