@@ -35,6 +35,7 @@ class Settings(Struct, frozen=True):
     clickhouse_url: str = ""  # empty = the embedded ClickHouse
     clickhouse_port: Port = 8123  # of the embedded ClickHouse, loopback
     clickhouse_password: str = ""  # of the embedded ClickHouse; empty = data_dir/clickhouse.key
+    clickhouse_cluster: str = ""  # create Replicated tables ON CLUSTER this name; empty = one server, plain MergeTree
     shards: Annotated[int, Meta(ge=1, le=64)] | None = None  # None = what Redis knows, 4 at the first start
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "console"] = "json"
