@@ -8,7 +8,7 @@
 import { connect } from "./arenacast.js";
 import { byId, el, reconcile } from "./dom.js";
 import { LatencyWindow } from "./latency.js";
-import { byInterest, currentMap, isEvent, mergeMap, mergePoll, newMap, newPoll, statusRank } from "./model.js";
+import { byInterest, currentMap, isEvent, mergeMap, mergePoll, newMap, newPoll, statusRank, withSeries } from "./model.js";
 import { drawLatency, drawLink, drawLog, drawVerdict } from "./view-delivery.js";
 import { drawMaps, drawMatch, spokenScore } from "./view-match.js";
 import { drawPolls } from "./view-poll.js";
@@ -116,6 +116,7 @@ function follow(choice) {
   if (choice.match) topics.unshift(`match.${choice.match}.*`);
   const transport = params.get("transport") ?? "auto";
   live = topics.length ? connect({ topics, transport, onMessage, onStatus }) : null;
+  if (!live) onStatus({ state: "idle" });
 }
 
 function onMessage(message) {
@@ -132,12 +133,12 @@ function onMessage(message) {
   } else if (isEvent(message)) {
     model.events += 1;
     const key = `${model.events}`;
-    model.log = [{ key, at: new Date(now), message, map: model.maps.get(topic) }, ...model.log].slice(0, LOG_ROWS);
-  } else if (!topic.endsWith(".series")) {
+    model.log = [{ key, at: new Date(now), message }, ...model.log].slice(0, LOG_ROWS);
+  } else {
     const map = model.maps.get(topic) ?? newMap(topic);
     const before = map.round_no;
     model.maps.set(topic, mergeMap(map, message));
-    if (event === "state" && map.round_no !== before) byId("announce").textContent = spokenScore(map);
+    if (map.round_no !== before && event === "state") byId("announce").textContent = spokenScore(map);
   }
   changed = true;
 }
@@ -169,6 +170,7 @@ function pullThePlug() {
       return;
     }
     button.textContent = "Pull the plug";
+    if (connection !== live) return;
     dropped = performance.now();
     connection.resume();
   };
@@ -190,16 +192,17 @@ function draw() {
     drawnAtMs = now;
     drawLatency(latency.read(now));
   }
-  const maps = [...model.maps.values()];
-  const map = model.maps.get(model.pinnedMap) ?? currentMap(maps);
-  drawMatch(map);
+  const series = model.maps.get(`match.${chosen.match}.series`);
+  const maps = [...model.maps.values()].filter((map) => map !== series).map((map) => withSeries(map, series));
+  const map = maps.find(({ topic }) => topic === model.pinnedMap) ?? currentMap(maps) ?? series ?? null;
+  drawMatch(map, series);
   drawMaps(maps, map, (topic) => {
     model.pinnedMap = topic;
     changed = true;
   });
   byId("polls-empty").hidden = model.poll.size > 0;
   drawPolls(byId("poll-list"), [...model.poll.values()], now);
-  drawLog(model.log, model.events);
+  drawLog(model.log, model.events, model.maps);
   byId("cursor-note").textContent = live?.cursor ? `cursor ${live.cursor}` : "";
 }
 

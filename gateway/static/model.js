@@ -15,17 +15,14 @@ export function newPoll(id) {
   return { id, title: "", status: "unknown", options: [], counts: {}, total: 0, voters: 0, applied: 0, rejected: {} };
 }
 
-/** Takes over a definition (`options` is a list), a tally (`options` are counts), or both side by side. */
+const POLL_FIELDS = ["title", "status", "voting", "total", "voters", "applied", "replaced", "rejected", "digest"];
+
+/** Takes over a `poll` (its `options` are a list), a `tally` (`options` are counts) or a snapshot (definition inside). */
 export function mergePoll(poll, data) {
-  for (const part of [data, data.definition, data.tally]) {
-    if (!part) continue;
-    for (const key of ["title", "status", "voting", "total", "voters", "applied", "replaced", "rejected", "digest"]) {
-      if (part[key] !== undefined) poll[key] = part[key];
-    }
-    if (Array.isArray(part.options)) poll.options = part.options.map(({ id, label }) => ({ id, label: label || id }));
-    else if (part.options) poll.counts = part.options;
-    if (part.counts) poll.counts = part.counts;
-  }
+  for (const key of POLL_FIELDS) if (data[key] !== undefined) poll[key] = data[key];
+  const { options } = data.definition ?? data;
+  if (Array.isArray(options)) poll.options = options.map(({ id, label }) => ({ id, label: label || id }));
+  if (data.options && !Array.isArray(data.options)) poll.counts = data.options;
   const known = new Set(poll.options.map((option) => option.id));
   for (const id of Object.keys(poll.counts)) if (!known.has(id)) poll.options.push({ id, label: id });
   return poll;
@@ -44,10 +41,17 @@ export function pollRows(poll) {
     row.share = Math.floor(row.exact);
     row.leads = row.count === most && most > 0;
   }
-  let missing = sum ? 100 - rows.reduce((total, row) => total + row.share, 0) : 0;
+  const missing = sum ? 100 - rows.reduce((total, row) => total + row.share, 0) : 0;
   const byRemainder = [...rows].sort((a, b) => b.exact - b.share - (a.exact - a.share));
   for (const row of byRemainder.slice(0, missing)) row.share += 1;
   return rows;
+}
+
+/** The `limit` rows with most votes, in the order of the poll: rows that overtake each other must not jump about. */
+export function mostVoted(rows, limit) {
+  if (rows.length <= limit) return rows;
+  const kept = new Set([...rows].sort((a, b) => b.count - a.count).slice(0, limit));
+  return rows.filter((row) => kept.has(row));
 }
 
 export function newMap(topic) {
@@ -56,17 +60,25 @@ export function newMap(topic) {
   return { topic, map_id: mapId, map_name: "", status: "unknown", round_no: 0, team1: team, team2: team, rounds: [] };
 }
 
+const MAP_FIELDS = ["map_name", "status", "round_no", "team1", "team2", "rounds", "prediction", "num_maps", "maps"];
+
 /** Takes over a snapshot or `state` (absolute) or a `prediction`. */
 export function mergeMap(map, message) {
   const { event, data } = message;
   if (event === "prediction") map.prediction = data;
   else if (event === "state" || event === "snapshot") {
-    for (const key of ["map_name", "status", "round_no", "team1", "team2", "winner", "rounds", "prediction"]) {
-      if (data[key] !== undefined && data[key] !== null) map[key] = data[key];
-    }
+    for (const key of MAP_FIELDS) if (data[key] !== undefined && data[key] !== null) map[key] = data[key];
     map.winner = data.winner ?? null;
   }
   return map;
+}
+
+/** The series knows names before its maps do: MatchZy says them with the first round, not when a map goes live. */
+export function withSeries(map, series) {
+  if (!series) return map;
+  const named = (side) => ({ ...map[side], name: map[side].name || series[side].name });
+  const picked = (series.maps ?? []).find((pick) => pick.map_id === map.map_id);
+  return { ...map, team1: named("team1"), team2: named("team2"), map_name: map.map_name || (picked?.map_name ?? "") };
 }
 
 /** The map to show of a match: a live one before any other, the latest of equals. */
@@ -87,7 +99,7 @@ export function byInterest(items) {
 }
 
 export function statusRank(item) {
-  const statuses = [item.status, item.tally?.status, ...Object.values(item.maps ?? {}).map((map) => map?.status)];
+  const statuses = [item.status, ...Object.values(item.maps ?? {}).map((map) => map?.status)];
   return Math.max(...statuses.map((status) => STATUS_RANK[status] ?? 0));
 }
 
@@ -96,14 +108,12 @@ function compare(a, b) {
   return 0;
 }
 
-/** Why a round ended, from CS2's own numbers or from words: `{icon, text}`. Numbers: the game's RoundEndReason. */
+/** Why a round ended, as `{icon, text}`; the icon is drawn by what the word contains, so that new words still show. */
 export function roundReason(reason) {
-  const byNumber = { 1: "bomb_exploded", 7: "bomb_defused", 8: "elimination", 9: "elimination", 12: "time_over" };
-  Object.assign(byNumber, { 10: "draw", 11: "hostages_rescued", 17: "surrender", 18: "surrender" });
-  const word = String(byNumber[reason] ?? reason ?? "").toLowerCase();
+  const word = String(reason ?? "").toLowerCase().replace(/^c?t_/, ""); // The side is told by who won.
   const icons = [
     [/defus/, "defuse"],
-    [/explo|bomb|target_bombed/, "bomb"],
+    [/explo|bomb/, "bomb"],
     [/time|saved/, "time"],
     [/elim|_win|killed/, "elimination"],
   ];

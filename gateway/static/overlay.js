@@ -7,7 +7,7 @@
 
 import { connect } from "./arenacast.js";
 import { byId, el, number, reconcile, setData, setText } from "./dom.js";
-import { mergePoll, newPoll, pollRows } from "./model.js";
+import { mergePoll, mostVoted, newPoll, pollRows } from "./model.js";
 
 const STATUS = { open: "Vote now", closed: "Final", pending: "Opens soon", scheduled: "Opens soon" };
 
@@ -47,13 +47,6 @@ function draw() {
   setText(byId("total-unit"), Number(poll.total) === 1 ? "vote" : "votes");
   const hidden = all.length - shown.length;
   setText(byId("more"), hidden > 0 ? ` · ${hidden} more ${hidden === 1 ? "option" : "options"}` : "");
-}
-
-/** The `limit` rows with most votes, in the order of the poll: rows that overtake each other must not jump about. */
-function mostVoted(rows, limit) {
-  if (rows.length <= limit) return rows;
-  const kept = new Set([...rows].sort((a, b) => b.count - a.count).slice(0, limit));
-  return rows.filter((row) => kept.has(row));
 }
 
 function createRow() {

@@ -8,7 +8,14 @@ const HEIGHT = 56;
 const SLOTS = 120;
 const SCALES_MS = [10, 20, 50, 100, 200, 300, 500, 1_000, 2_000, 5_000, 10_000, 60_000];
 const TRANSPORTS = { sse: "SSE", ws: "WebSocket" };
-const STATES = { connecting: "Connecting", waiting: "Reconnecting", paused: "Unplugged", failed: "Refused", closed: "Closed" };
+const STATES = {
+  idle: "Waiting",
+  connecting: "Connecting",
+  waiting: "Reconnecting",
+  paused: "Unplugged",
+  failed: "Refused",
+  closed: "Closed",
+};
 const MEANINGS = {
   complete: "Every event since the cursor followed, in order: nothing missed, nothing repeated.",
   conflated: "Every event followed, in order; counts that had been overtaken were skipped.",
@@ -16,7 +23,7 @@ const MEANINGS = {
   reset: "The server could not place the cursor: the full state, then everything live.",
 };
 
-/** Connection pill; returns the sentence to announce. */
+/** Connection pill; returns the sentence to announce. `idle`: there is nothing to connect to yet. */
 export function drawLink(status) {
   setData(byId("link"), "state", status.state);
   const transport = TRANSPORTS[status.transport];
@@ -80,35 +87,35 @@ function drawSpark(line, top) {
   spark.children[2].setAttribute("d", curve);
 }
 
-/** @param entries  newest first: `{key, at, message, map}` */
-export function drawLog(entries, total) {
+/** @param entries  newest first: `{key, at, message}`; @param maps  by topic, for what a round came to */
+export function drawLog(entries, total, maps) {
   byId("log-empty").hidden = entries.length > 0;
   setText(byId("log-count"), total ? `${number(total)} received` : "");
   reconcile(byId("log"), entries, {
     key: (entry) => entry.key,
-    create: ({ at, message, map }) =>
+    create: ({ at, message }) =>
       el(
         "li",
-        { "data-kind": message.event },
+        {},
         el("time", { datetime: at.toISOString() }, at.toLocaleTimeString("en-GB")),
         el("b", {}, words(message.event)),
-        el("span", {}, describe(message, map)),
+        el("span"),
       ),
-    update: () => {},
+    update: (node, { message }) => setText(node.lastChild, describe(message, maps.get(message.topic))),
   });
 }
 
-/** A few words about an event, from what is commonly inside; empty when nothing is known about its kind. */
-function describe({ data }, map) {
-  const payload = data.data ?? data;
-  const parts = [];
-  if (data.round_no) parts.push(`round ${data.round_no}`);
-  const winner = payload.winner?.team ?? payload.winner;
-  if (typeof winner === "string" && map?.[winner]?.name) parts.push(map[winner].name);
-  if (payload.reason !== undefined) parts.push(roundReason(payload.reason).text);
-  if (Number.isFinite(payload.team1?.score) && Number.isFinite(payload.team2?.score)) {
-    parts.push(`${payload.team1.score}\u2060–\u2060${payload.team2.score}`); // Word joiners: a score stays on one line.
-  }
-  if (payload.player?.name) parts.push(payload.player.name);
+/**
+ * A few words about an event. Who won a round is read from the state that follows it, never from the event: feeds exist
+ * that name the leader there.
+ */
+function describe({ event, data }, map) {
+  const payload = data.data ?? {};
+  const parts = data.round_no ? [`round ${data.round_no}`] : [];
+  const round = event === "round_end" ? map?.rounds.find((known) => known.round_no === data.round_no) : null;
+  if (round) parts.push(map[round.winner]?.name, roundReason(round.reason).text);
+  const scores = [payload.team1?.score, payload.team2?.score];
+  if (scores.every(Number.isFinite)) parts.push(scores.join("\u2060–\u2060")); // Word joiners keep it on one line.
+  for (const name of [payload.player?.name, payload.map_name]) if (typeof name === "string") parts.push(name);
   return parts.filter(Boolean).join(" · ");
 }

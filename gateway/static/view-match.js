@@ -6,6 +6,7 @@ import { roundReason, words } from "./model.js";
 const REGULATION = 24; // MR12: twelve rounds a half.
 const HALF = 12;
 const OVERTIME_HALF = 3;
+const LONG_NAME = 18; // Characters; a longer name is set smaller.
 
 /** 16×16 outlines, drawn for this page. */
 const ICONS = {
@@ -18,19 +19,20 @@ const ICONS = {
 
 const STATUS = { live: "Live", finished: "Final", pending: "Up next", unknown: "Waiting" };
 
-/** Shows `map`, or the waiting state for null. */
-export function drawMatch(map) {
+/** Shows `map`, or the waiting state for null; `series` tells how many maps there are and who won them. */
+export function drawMatch(map, series) {
   const board = byId("board");
   setData(board, "status", map?.status ?? "none");
   byId("board-empty").hidden = Boolean(map);
   setText(byId("map-status"), STATUS[map?.status] ?? STATUS.unknown);
   setText(byId("map-name"), map ? prettyMap(map) : "");
   setText(byId("round-now"), map ? roundNow(map) : "");
+  setText(byId("series"), seriesScore(map, series));
   drawTeam(1, map);
   drawTeam(2, map);
   drawPrediction(map);
-  byId("rounds").hidden = !map;
-  if (map) drawRounds(map);
+  byId("rounds").hidden = !map || map === series;
+  if (map && map !== series) drawRounds(map);
 }
 
 /** Buttons to switch maps; nothing to choose between means nothing to show. */
@@ -52,19 +54,28 @@ export function spokenScore(map) {
   return `${ended}: ${map.team1.name} ${map.team1.score}, ${map.team2.name} ${map.team2.score}`;
 }
 
+function seriesScore(map, series) {
+  if (!series || map === series || !(series.num_maps > 1)) return "";
+  return `Best of ${series.num_maps} · maps ${series.team1.score}–${series.team2.score}`;
+}
+
 function prettyMap(map) {
+  if (map.map_id === "series") return "Series";
   const name = words(map.map_name || "").replace(/^(de|cs) /, "");
   return name ? name[0].toUpperCase() + name.slice(1) : `Map ${map.map_id}`;
 }
 
 function roundNow(map) {
+  if (map.map_id === "series") return "maps won";
   if (map.status === "live") return `Round ${map.round_no + 1}`;
   return map.round_no ? `${map.round_no} rounds` : "";
 }
 
 function drawTeam(side, map) {
   const team = map?.[`team${side}`];
-  setText(byId(`name${side}`), team?.name || (map ? `Team ${side}` : "–"));
+  const name = byId(`name${side}`);
+  setText(name, team?.name || (map ? `Team ${side}` : "–"));
+  setData(name, "long", name.textContent.length > LONG_NAME ? "yes" : null);
   const score = byId(`score${side}`);
   const before = score.textContent;
   setText(score, team ? team.score : "–");
@@ -95,9 +106,8 @@ function drawRounds(map) {
   const overtimes = Math.max(0, Math.ceil((Math.max(map.round_no, ...played.map((r) => r.round_no)) - REGULATION) / 6));
   const total = REGULATION + overtimes * 2 * OVERTIME_HALF;
   const byNumber = new Map(played.map((round) => [round.round_no, round]));
-  const cells = Array.from({ length: total }, (_, index) => byNumber.get(index + 1) ?? { round_no: index + 1 });
+  const cells = Array.from({ length: total }, (_, index) => byNumber.get(index + 1) ?? { round_no: index + 1, ahead: true });
   const list = byId("rounds");
-  list.style.setProperty("--rounds", total);
   reconcile(list, cells, {
     key: (round) => `${map.topic} ${round.round_no}`,
     create: () => el("li"),
@@ -109,17 +119,17 @@ function drawRound(node, round, map) {
   const no = round.round_no;
   setData(node, "half", endsHalf(no) ? "end" : null);
   setData(node, "next", map.status === "live" && no === map.round_no + 1 ? "yes" : null);
-  const drawn = `${round.winner} ${round.reason} ${map.team1.name} ${map.team2.name}`;
+  const drawn = `${round.ahead} ${round.winner} ${round.reason} ${map.team1.name} ${map.team2.name}`;
   if (node.dataset.drawn === drawn) return;
   node.dataset.drawn = drawn;
-  setData(node, "winner", round.winner ?? null);
-  if (!round.winner) {
+  setData(node, "winner", round.ahead ? null : (round.winner ?? "unknown"));
+  if (round.ahead) {
     node.removeAttribute("title");
     node.replaceChildren(el("span.no", { "aria-hidden": "true" }, String(no)));
     return;
   }
   const { icon, text } = roundReason(round.reason);
-  const name = map[round.winner]?.name ?? words(round.winner);
+  const name = map[round.winner]?.name || (round.winner ? words(round.winner) : "winner unknown");
   const label = `Round ${no}: ${name}${text ? `, ${text}` : ""}`;
   node.title = label;
   node.replaceChildren(

@@ -1,9 +1,10 @@
 /** Draws polls as cards: animated bars, totals, what was applied and rejected, digest. */
 
 import { el, number, reconcile, setData, setText } from "./dom.js";
-import { pollRows, words } from "./model.js";
+import { mostVoted, pollRows, words } from "./model.js";
 
 const PACE_MS = 3_000;
+const ROWS_MAX = 8; // A poll may have a hundred options; a card shows those that matter.
 const STATUS = { open: "Voting open", closed: "Closed", pending: "Opens soon", scheduled: "Opens soon" };
 
 /** Draws `polls` (see model.js) into `parent`, one card each. */
@@ -37,7 +38,8 @@ function update(node, poll, nowMs) {
   setData(node, "status", poll.status);
   setText(field("title"), poll.title || poll.id);
   setText(field("status"), STATUS[poll.status] ?? "Waiting");
-  const rows = pollRows(poll);
+  const all = pollRows(poll);
+  const rows = mostVoted(all, ROWS_MAX);
   const isDuel = rows.length <= 2;
   setData(field("bars"), "duel", isDuel ? "yes" : null);
   // The first two colours are the teams' and mean them; a longer list is not about two sides.
@@ -53,7 +55,10 @@ function update(node, poll, nowMs) {
   setText(field("applied"), number(poll.applied));
   const rejected = Object.entries(poll.rejected ?? {}).filter(([, count]) => Number(count) > 0);
   setText(field("rejected"), number(rejected.reduce((sum, [, count]) => sum + Number(count), 0)));
-  setText(field("reasons"), rejected.map(([reason, count]) => `${words(reason)} ${number(count)}`).join(" · "));
+  const notes = rejected.map(([reason, count]) => `${words(reason)} ${number(count)}`);
+  if (poll.replaced) notes.push(`replaced ${number(poll.replaced)}`);
+  if (all.length > rows.length) notes.unshift(`${all.length - rows.length} more options`);
+  setText(field("reasons"), notes.join(" · "));
   setText(field("digest"), poll.digest ? `digest ${poll.digest}` : "");
 }
 
