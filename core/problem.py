@@ -57,12 +57,17 @@ class Problem(ArenacastError):
     def body(self) -> bytes:
         """The problem as JSON."""
         title = HTTPStatus(self.status).phrase
-        errors = self.errors[:ITEM_ERRORS_MAX] if self.errors else UNSET
-        return msgspec.json.encode(_Body("about:blank", title, self.status, self.detail, errors))
+        shown = [ItemError(e.index, _encodable(e.path), _encodable(e.reason)) for e in self.errors[:ITEM_ERRORS_MAX]]
+        return msgspec.json.encode(_Body("about:blank", title, self.status, _encodable(self.detail), shown or UNSET))
 
     def response(self) -> Response:
         """The problem as an HTTP answer."""
         return Response(self.body, self.status, self.headers, "application/problem+json")
+
+
+def _encodable(text: str) -> str:
+    """`text` without lone surrogates: it may quote a client, and no body may break the answer about it."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def unavailable(detail: str, retry_after_s: int = 1) -> Problem:

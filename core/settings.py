@@ -23,7 +23,7 @@ SECRETS = frozenset({"ingest_key", "voter_secret", "clickhouse_password"})
 _SOCKET_PATH_MAX = 104  # sizeof(sun_path) on macOS, the smaller of the two systems
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
-Seconds = Annotated[float, Meta(gt=0)]
+Seconds = Annotated[float, Meta(gt=0, le=1e9)]  # an upper bound, because "inf" is a number too
 
 
 class Settings(Struct, frozen=True):
