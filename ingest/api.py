@@ -17,8 +17,9 @@ from core.problem import Problem
 from ingest import decode, polls
 from ingest.append import Group
 from ingest.batcher import Batcher
-from ingest.decode import Media, invalid_items, media_type
-from ingest.door import correlation_of, read_body
+from ingest.body import BodyReader, media_of
+from ingest.decode import invalid_items
+from ingest.door import correlation_of
 from ingest.intake import event_groups, vote_faults, vote_groups
 from ingest.sources import matchzy
 from ingest.watch import Watch
@@ -37,6 +38,7 @@ class Api:
         self._watch = watch
         self._voter_key = voter_key
         self._clock = clock
+        self._bodies = BodyReader()
 
     def routes(self) -> list[Route]:
         """The calls of the contract."""
@@ -51,8 +53,8 @@ class Api:
     async def put_poll(self, request: Request) -> Response:
         """Create (201) or change (200) a poll."""
         self._watch.admit()
-        _media(request, json_only=True)
-        definition = polls.parse(request.path_params["poll_id"], await read_body(request))
+        media_of(request, json_only=True)
+        definition = polls.parse(request.path_params["poll_id"], await self._bodies.read(request))
         is_new, view = await self._polls.put(definition, correlation_of(request))
         return json_response(view, 201 if is_new else 200)
 
@@ -65,8 +67,8 @@ class Api:
         """One vote, an array or NDJSON."""
         self._watch.admit()
         with _counting_refusals():
-            media = _media(request)
-            body = await read_body(request)
+            media = media_of(request)
+            body = await self._bodies.read(request)
             received_us = self._clock()
             votes, is_list = decode.votes(body, media, _utc(received_us))
             await self._check(votes, is_list)
@@ -84,8 +86,8 @@ class Api:
         """One match event, an array or NDJSON."""
         self._watch.admit()
         with _counting_refusals():
-            media = _media(request)
-            body = await read_body(request)
+            media = media_of(request)
+            body = await self._bodies.read(request)
             received_us = self._clock()
             events, _ = decode.match_events(body, media, _utc(received_us))
             groups = event_groups(events, received_us, correlation_of(request))
@@ -95,8 +97,8 @@ class Api:
         """One event of a MatchZy or Get5 server. Never retried by the plugin, so almost everything is accepted."""
         self._watch.admit()
         with _counting_refusals():
-            _media(request, json_only=True)
-            body = await read_body(request)
+            media_of(request, json_only=True)
+            body = await self._bodies.read(request)
             received_us = self._clock()
             group = matchzy.group(
                 body, request.path_params["server"], request.headers, received_us, correlation_of(request)
@@ -123,16 +125,9 @@ class Api:
         options |= await self._polls.options(doubtful, fresh=True)
         errors = vote_faults(votes, options)
         if errors and not is_list and errors[0].path == "poll_id":
-            raise Problem(404, "there is no such poll")
+            raise polls.no_such_poll()
         if errors:
             raise invalid_items(errors)
-
-
-def _media(request: Request, *, json_only: bool = False) -> Media:
-    media = media_type(request.headers.get("content-type"))
-    if json_only and media != "json":
-        raise Problem(415, "Content-Type must be application/json here")
-    return media
 
 
 def _utc(us: int) -> datetime:

@@ -27,8 +27,10 @@ from ingest.door import Door
 from ingest.polls import Polls
 from ingest.watch import Watch, WatchedScripts
 
-CONNECTIONS_SPARE = 8
-"""Connections beside one per shard: poll changes, definitions, the watch."""
+CONNECTIONS_SPARE = 4
+"""Writing connections beside one per shard: poll changes, and the scripts of a new incarnation."""
+CONNECTIONS_READING = 8
+"""For definitions and the watch: apart, so that many votes for unknown polls cannot hold up the log."""
 BACKOFF_S = (0.1, 2.0)
 """First and longest pause between attempts to reach Redis at the start."""
 
@@ -62,37 +64,33 @@ async def _serve(settings: Settings) -> None:
 async def service(settings: Settings, stop: asyncio.Event, clock: Clock = now_us) -> AsyncIterator[ASGIApp | None]:
     """The ASGI application with everything behind it; None when `stop` came before Redis did. Raises Fatal."""
     key, voter_secret = settings.secret("ingest_key"), settings.secret("voter_secret")
-    client = connect(settings)
-    try:
+    async with connect(settings, connections_max=CONNECTIONS_READING) as reader:
         identity = await _reached(
-            stop, lambda: identify(client, settings, proposal=token_hex(8), now_ms=clock() // 1000)
+            stop, lambda: identify(reader, settings, proposal=token_hex(8), now_ms=clock() // 1000)
         )
-    finally:
-        await client.aclose()
-    if identity is None:
-        yield None
-        return
-    log_id, shards = identity
-    logs.get().info("writing to", log_id=log_id, shards=shards)
-    pool = connect(settings, connections_max=shards + CONNECTIONS_SPARE).connection_pool
-    writer = AckRedis(connection_pool=pool)
-    watch = Watch(writer, settings)
-    scripts = WatchedScripts(writer, shards, sources(), watch)
-    await _reached(stop, scripts.load)
-    watching = asyncio.create_task(watch.run())
-    appender = Appender(scripts, shards, settings.vote_dedup_window_s)
-    try:
-        async with Batcher(
-            appender, batch_max=settings.append_batch_max, queue_max=settings.append_queue_max
-        ) as batcher:
-            polls = Polls(writer, scripts, shards, clock)
-            api = Api(polls, batcher, watch, voter_key(voter_secret), clock)
-            app = Starlette(routes=[*api.routes(), *operations({"redis": watch.check})], exception_handlers=HANDLERS)
-            app.router.redirect_slashes = False
-            yield Door(app, key)
-    finally:
-        watching.cancel()
-        await pool.disconnect()
+        if identity is None:
+            yield None
+            return
+        log_id, shards = identity
+        logs.get().info("writing to", log_id=log_id, shards=shards)
+        pool = connect(settings, connections_max=shards + CONNECTIONS_SPARE).connection_pool
+        writer = AckRedis(connection_pool=pool)
+        watch = Watch(reader, writer, settings)
+        scripts = WatchedScripts(writer, shards, sources(), watch)
+        await _reached(stop, scripts.load)
+        watching = asyncio.create_task(watch.run())
+        appender = Appender(scripts, shards, settings.vote_dedup_window_s)
+        limits = {"batch_max": settings.append_batch_max, "queue_max": settings.append_queue_max}
+        try:
+            async with Batcher(appender, **limits) as batcher:
+                api = Api(Polls(reader, scripts, shards, clock), batcher, watch, voter_key(voter_secret), clock)
+                routes = [*api.routes(), *operations({"redis": watch.check})]
+                app = Starlette(routes=routes, exception_handlers=HANDLERS)
+                app.router.redirect_slashes = False
+                yield Door(app, key)
+        finally:
+            watching.cancel()
+            await pool.disconnect()
 
 
 async def _reached(stop: asyncio.Event, attempt: Callable[[], Awaitable[T]]) -> T | None:

@@ -17,7 +17,7 @@ from typing import Self
 
 from core.errors import Retry
 from core.logs import get as get_log
-from core.metrics import INGESTED, LOOP_ERRORS, source_label
+from core.metrics import INGESTED, LOOP_ERRORS, SOURCES, source_label
 from core.problem import unavailable
 from ingest.append import Appender, Group
 
@@ -128,6 +128,9 @@ class Batcher:
         self._queue_max = queue_max
         self._queues = [_Queue() for _ in range(appender.shards)]
         self._workers: list[asyncio.Task[None]] = []
+        for source in (*SOURCES, "other"):  # so that a rate has a beginning
+            for result in ("accepted", "duplicate"):
+                INGESTED.labels(source, result)
 
     async def __aenter__(self) -> Self:
         self._workers = [asyncio.create_task(self._work(shard)) for shard in range(len(self._queues))]
@@ -171,6 +174,7 @@ class Batcher:
             while batch := queue.take(self._batch_max):
                 try:
                     replies = await self._appender.append(shard, [part.group for part in batch])
+                    self._settle(batch, replies)
                 except asyncio.CancelledError:
                     self._fail(batch, Retry("stopping"))
                     raise
@@ -178,8 +182,6 @@ class Batcher:
                     LOOP_ERRORS.labels("ingest_append").inc()
                     get_log().warning("append failed", shard=shard, entries=len(batch), error=str(error))
                     self._fail([*batch, *queue.take_all()], error)
-                else:
-                    self._settle(batch, replies)
 
     def _settle(self, batch: list[_Part], replies: list[str]) -> None:
         counts: Counter[tuple[str, str]] = Counter()

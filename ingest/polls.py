@@ -59,8 +59,9 @@ def parse(poll_id: str, body: bytes) -> PollDefinition:
     if not is_id(poll_id):
         raise invalid_items([ItemError(0, "poll_id", "must be 1 to 64 of A-Z a-z 0-9 _ -")])
     fields = json_value(body, dict[str, Any])
-    named = fields.setdefault("poll_id", poll_id)
-    if named != poll_id:
+    if fields.get("poll_id") is None:
+        fields["poll_id"] = poll_id
+    elif fields["poll_id"] != poll_id:
         raise invalid_items([ItemError(0, "poll_id", "differs from the one in the path")])
     try:
         definition = msgspec.convert(fields, PollDefinition)
@@ -69,6 +70,11 @@ def parse(poll_id: str, body: bytes) -> PollDefinition:
     if errors := [ItemError(0, *fault) for fault in _faults(definition)]:
         raise invalid_items(errors)
     return definition
+
+
+def no_such_poll() -> Problem:
+    """404 for a poll that does not exist."""
+    return Problem(404, "there is no such poll")
 
 
 def refusal(stored: StoredPoll, wanted: PollDefinition) -> str:
@@ -127,6 +133,8 @@ class Polls:
 
     async def close(self, poll_id: str, correlation: str) -> PollView:
         """Close a poll; again is fine. Raises Problem 404 or Retry."""
+        if not is_id(poll_id):
+            raise no_such_poll()
         topic = poll_topic(poll_id)
         shard = shard_of(topic, self._shards)
         now_us = self._clock()
@@ -136,7 +144,7 @@ class Polls:
             [header("close", topic, now_us, correlation), encode_json(Change("request"))],
         )
         if raw is None:
-            raise Problem(404, "there is no such poll")
+            raise no_such_poll()
         return view(decode_poll(raw), is_closed=True, now_us=now_us)
 
     async def options(self, poll_ids: Iterable[str], *, fresh: bool = False) -> dict[str, frozenset[str]]:

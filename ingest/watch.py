@@ -26,8 +26,10 @@ async def memory_share(client: Redis) -> float:
 class Watch:
     """Last known condition of the server, renewed once a second and at every new incarnation."""
 
-    def __init__(self, client: AckRedis, settings: Settings) -> None:
-        self._client = client
+    def __init__(self, reader: Redis, writer: AckRedis, settings: Settings) -> None:
+        """Asks through `reader`; `writer` is told how it has to acknowledge."""
+        self._reader = reader
+        self._writer = writer
         self._settings = settings
         self._said: tuple[str, ...] = ()
         self.memory = 0.0
@@ -35,7 +37,7 @@ class Watch:
     @property
     def concerns(self) -> list[str]:
         """What an operator should know; those not starting with "warning:" mean that writing is refused."""
-        found = [self._client.durability.weakness]
+        found = [self._writer.durability.weakness]
         if self.memory >= REFUSE_AT:
             found.append(f"memory at {self.memory:.0%} of maxmemory: refusing events")
         elif self.memory >= WARN_AT:
@@ -49,8 +51,8 @@ class Watch:
 
     async def look(self) -> None:
         """Ask the server now. Raises Retry."""
-        self._client.durability = durability(self._settings, await inspect(self._client))
-        self.memory = await memory_share(self._client)
+        self._writer.durability = durability(self._settings, await inspect(self._reader))
+        self.memory = await memory_share(self._reader)
         self._say()
 
     async def check(self) -> str:
@@ -66,7 +68,7 @@ class Watch:
         while True:
             try:
                 await self.look()
-            except Retry as error:
+            except Exception as error:  # top of the loop: the guard must outlive whatever a server answers
                 LOOP_ERRORS.labels("ingest_watch").inc()
                 get_log().warning("cannot look at the log's server", error=str(error))
             await asyncio.sleep(INTERVAL_S)

@@ -24,26 +24,37 @@ local before = {vote = ordinals.vote, match = ordinals.match}
 local duplicates = 0
 local replies = {}
 
--- Append the items first..last (positions of event ids in ARGV); `older` are more sets that make an id a duplicate.
-local function append(class, header, first, last, seen, older)
-  local ordinal, flags = ordinals[class], {}
+-- Append the items first..last (positions of event ids in ARGV) whose ids are in none of `sets`, which exist; remember
+-- them in `seen`. Few calls with many members instead of many calls: a group has at most 1000 items, and Lua's stack
+-- takes 8000 values. Returns the flags, and whether anything was new.
+local function append(class, header, first, last, seen, sets)
+  local ids, flags, new, is_seen = {}, {}, {}, {}
   for i = first, last, 2 do
-    local id, is_new = ARGV[i], true
-    for _, key in ipairs(older) do
-      is_new = is_new and call('SISMEMBER', key, id) == 0
-    end
-    if is_new and call('SADD', seen, id) == 1 then
-      ordinal = ordinal + 1
-      call('XADD', KEYS[1], '*', 'h', header .. format(' %.0f', ordinal), 'd', ARGV[i + 1])
-      flags[#flags + 1] = '1'
-    else
-      duplicates = duplicates + 1
-      flags[#flags + 1] = '0'
+    ids[#ids + 1] = ARGV[i]
+  end
+  for _, set in ipairs(sets) do
+    for i, found in ipairs(call('SMISMEMBER', set, unpack(ids))) do
+      if found == 1 then
+        is_seen[ids[i]] = true
+      end
     end
   end
-  local has_new = ordinal > ordinals[class]
-  ordinals[class] = ordinal
-  return table.concat(flags), has_new
+  for i, id in ipairs(ids) do
+    if is_seen[id] then
+      duplicates = duplicates + 1
+      flags[i] = '0'
+    else
+      is_seen[id] = true
+      new[#new + 1] = id
+      ordinals[class] = ordinals[class] + 1
+      call('XADD', KEYS[1], '*', 'h', header .. format(' %.0f', ordinals[class]), 'd', ARGV[first + 2 * i - 1])
+      flags[i] = '1'
+    end
+  end
+  if #new > 0 then
+    call('SADD', seen, unpack(new))
+  end
+  return table.concat(flags), #new > 0
 end
 
 local function append_votes(header, first, last, def, prefix)
@@ -51,17 +62,19 @@ local function append_votes(header, first, last, def, prefix)
   if not poll[1] then
     return string.rep('?', (last - first) / 2 + 1)
   end
-  local older = {}
-  for _, other in ipairs({window - 1, window + 1}) do
-    local key = prefix .. format(':%.0f', other)
-    if call('EXISTS', key) == 1 then
-      older[#older + 1] = key
+  local seen, sets, is_first = prefix .. format(':%.0f', window), {}, true
+  for other = window - 1, window + 1 do
+    local set = prefix .. format(':%.0f', other)
+    if call('EXISTS', set) == 1 then
+      sets[#sets + 1] = set
+      is_first = is_first and other ~= window
     end
   end
-  local seen = prefix .. format(':%.0f', window)
-  local flags, has_new = append('vote', header, first, last, seen, older)
+  local flags, has_new = append('vote', header, first, last, seen, sets)
   if has_new then
-    call('EXPIRE', seen, 2 * window_s + 60)
+    if is_first then -- from here until the window after this one has passed
+      call('EXPIRE', seen, 2 * window_s + 60)
+    end
     if not poll[2] then
       call('HSET', def, 'voted', '1')
     end
@@ -74,7 +87,7 @@ local function append_match(header, first, last, seen, hook, suppression)
     duplicates = duplicates + (last - first) / 2 + 1
     return string.rep('0', (last - first) / 2 + 1)
   end
-  return (append('match', header, first, last, seen, {}))
+  return (append('match', header, first, last, seen, {seen}))
 end
 
 local at, key = 3, 3
@@ -88,7 +101,10 @@ while at <= #ARGV do
   end
   at, key = last + 2, key + 2
 end
+for class, field in pairs({vote = 'votes', match = 'events'}) do
+  if ordinals[class] > before[class] then
+    call('HSET', KEYS[2], field, format('%.0f', ordinals[class]))
+  end
+end
 call('HINCRBY', KEYS[2], 'duplicates', format('%.0f', duplicates))
-call('HINCRBY', KEYS[2], 'votes', format('%.0f', ordinals.vote - before.vote))
-call('HINCRBY', KEYS[2], 'events', format('%.0f', ordinals.match - before.match))
 return replies
