@@ -20,9 +20,9 @@
  */
 
 const PROTOCOL = "arenacast.v1";
-const WELCOME_TIMEOUT_MS = 8_000; // A proxy that buffers the stream looks like this: connected, and nothing ever comes.
-const SILENCE_MS = 40_000; // The server speaks at least every 15 s; two missed heartbeats mean a dead connection.
-const WATCH_EVERY_MS = 5_000;
+const WELCOME_TIMEOUT_MS = 8_000;
+const SILENCE_MS = 40_000;
+const WATCHES_PER_SILENCE = 8;
 const STEADY_MS = 10_000; // A connection shorter than this does not reset the back-off.
 const MUTE_LIMIT = 2; // Attempts in a row without a welcome before `auto` tries the other transport.
 const BACKOFF_CAP_MS = 30_000;
@@ -52,6 +52,10 @@ const FATAL_CLOSE = { 4000: "bad request", 4001: "unauthorised", 4003: "forbidde
  * @property {string|null} [cursor]  Continue after this position; default: start with a snapshot.
  * @property {string[]} [types]  Match event types to receive; default: all.
  * @property {"auto"|"sse"|"ws"} [transport]  `auto` (default) starts with SSE and falls back to WebSocket.
+ * @property {number} [welcomeTimeoutMs]  How long a connection may stay mute at its start, default 8 s. A proxy that
+ *   buffers the stream looks like this: connected, and nothing ever comes.
+ * @property {number} [silenceMs]  How long it may be silent later, default 40 s: the server speaks at least every 15 s,
+ *   so two missed heartbeats mean a dead connection.
  * @property {(message: Message) => void} [onMessage]
  * @property {(status: Status) => void} [onStatus]
  */
@@ -84,7 +88,13 @@ class Connection {
 
   constructor(options) {
     if (!options.topics?.length) throw new TypeError("connect() needs at least one topic");
-    this.#options = { base: globalThis.location?.origin, transport: "auto", ...options };
+    this.#options = {
+      base: globalThis.location?.origin,
+      transport: "auto",
+      welcomeTimeoutMs: WELCOME_TIMEOUT_MS,
+      silenceMs: SILENCE_MS,
+      ...options,
+    };
     this.#cursor = options.cursor ?? null;
     this.#transport = this.#options.transport === "ws" || !globalThis.EventSource ? "ws" : "sse";
     this.#status = { state: "paused", verdicts: null, retryMs: null, reason: null };
@@ -135,8 +145,7 @@ class Connection {
     this.#openedAt = this.#seenAt = Date.now();
     this.#welcomed = false;
     this.#problem = null;
-    this.#report({ state: "connecting", retryMs: null });
-    this.#watch = setInterval(() => this.#checkHealth(), WATCH_EVERY_MS);
+    this.#watch = setInterval(() => this.#checkHealth(), this.#options.silenceMs / WATCHES_PER_SILENCE);
     this.#expectWelcome(); // Anew when the transport is open: a browser that reconnects by itself comes past that alone.
     const open = this.#transport === "ws" ? openWebSocket : openEventSource;
     let link = null;
@@ -150,6 +159,7 @@ class Connection {
       retrying: guard((lastId) => this.#browserRetries(lastId)),
     });
     this.#link = link;
+    this.#report({ state: "connecting", retryMs: null }); // Last: the handler may close what it hears of.
   }
 
   #url() {
@@ -244,7 +254,7 @@ class Connection {
     url.protocol = url.protocol.replace("ws", "http");
     url.searchParams.set("wait", "0");
     try {
-      const answer = await fetch(url, { signal: AbortSignal.timeout(WELCOME_TIMEOUT_MS) });
+      const answer = await fetch(url, { signal: AbortSignal.timeout(this.#options.welcomeTimeoutMs) });
       if (answer.status < 400 || answer.status >= 500 || answer.status === 429 || this.#isFinal()) return;
       const problem = await answer.json();
       this.#fail(problem.detail ?? problem.title ?? `refused with ${answer.status}`);
@@ -255,13 +265,13 @@ class Connection {
 
   #expectWelcome() {
     clearTimeout(this.#timer);
-    this.#timer = setTimeout(() => this.#ended({ reason: "no welcome" }), WELCOME_TIMEOUT_MS);
+    this.#timer = setTimeout(() => this.#ended({ reason: "no welcome" }), this.#options.welcomeTimeoutMs);
   }
 
   #checkHealth() {
     const now = Date.now();
     if (this.#welcomed && now - this.#openedAt > STEADY_MS) this.#failures = 0;
-    if (now - this.#seenAt > SILENCE_MS) this.#ended({ reason: "silence" });
+    if (now - this.#seenAt > this.#options.silenceMs) this.#ended({ reason: "silence" });
   }
 
   #unlink() {

@@ -92,7 +92,7 @@ function drawField(description, key, part, base, isRequired, trail) {
   ];
   const note = limits(value);
   const text = [note && el("span.limits", {}, note), value.description && prose(value.description)];
-  const nested = hasInside(description, value, here) ? drawSchema(description, value, here, trail) : null;
+  const nested = hasInside(description, value, here) ? drawSchema(description, part, base, trail) : null;
   if (!nested) return el("li", {}, ...head, ...text);
   return el("li", {}, el("details", {}, el("summary", {}, ...head), nested), ...text);
 }
