@@ -124,9 +124,8 @@ class ClickHouse:
         """Run a statement that returns nothing of interest."""
         try:
             async with asyncio.timeout(timeout_s or self._timeout_s):
-                await (await self._opened()).command(
-                    sql, parameters=dict(parameters or {}), settings=dict(settings or {})
-                )
+                client = await self._opened()
+                await client.command(sql, parameters=dict(parameters or {}), settings=_known(client, settings or {}))
         except (ClickHouseError, aiohttp.ClientError, OSError, TimeoutError) as error:
             raise translate(error) from error
 
@@ -137,10 +136,7 @@ class ClickHouse:
         try:
             async with asyncio.timeout(timeout_s):
                 client = await self._opened()
-                # A server that does not know a setting refuses the insert; `deduplicate_insert` exists since 26.2,
-                # before it `insert_deduplicate` says the same.
-                known = {name: value for name, value in settings.items() if name in client.server_settings}
-                await client.raw_insert(table, columns, body, known, "Arrow")
+                await client.raw_insert(table, columns, body, _known(client, settings), "Arrow")
         except (ClickHouseError, aiohttp.ClientError, OSError, TimeoutError) as error:
             raise translate(error) from error
 
@@ -178,3 +174,9 @@ class ClickHouse:
                     send_receive_timeout=self._timeout_s,
                 )
         return self._client
+
+
+def _known(client: AsyncClient, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without those the server does not know, which it would refuse: `deduplicate_insert` exists since 26.2,
+    and before it `insert_deduplicate`, which we send too, said the same."""
+    return {name: value for name, value in settings.items() if name in client.server_settings}

@@ -16,6 +16,7 @@ from datetime import datetime
 from msgspec import Struct
 
 from clickhouse.client import ClickHouse
+from clickhouse.instants import MS_MAX, MS_MIN, to_ms
 
 LIMIT_MAX = 1000
 """Events of one page."""
@@ -54,9 +55,6 @@ FROM
 WHERE bytes_before < {bytes_max:UInt64}
 ORDER BY stream_ms, stream_seq, stream_epoch
 """
-
-_FROM_MS = 0
-_TO_MS = 10_000_000_000_000  # the year 2286
 
 
 class StoredEvent(Struct, frozen=True, gc=False):
@@ -100,8 +98,8 @@ async def events_page(
             "ms": ms,
             "seq": seq,
             "epoch": epoch,
-            "from_ms": _FROM_MS if since is None else _to_ms(since),
-            "to_ms": _TO_MS if until is None else _to_ms(until),
+            "from_ms": MS_MIN if since is None else to_ms(since),
+            "to_ms": MS_MAX if until is None else to_ms(until),
             "rows": limit + 1,  # one more, to know whether there is more
             "bytes_max": PAGE_BYTES_MAX,
         },
@@ -153,7 +151,3 @@ def _parse_position(text: str | None) -> tuple[int, int, int]:
         raise ValueError("after must be a position that a page gave as next")
     ms, seq, epoch = map(int, match.groups())
     return ms, seq, epoch
-
-
-def _to_ms(moment: datetime) -> int:
-    return max(_FROM_MS, min(_TO_MS, int(moment.timestamp() * 1000)))

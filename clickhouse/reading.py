@@ -1,0 +1,68 @@
+"""Reading a log in bounded pieces: a batch never holds more memory than agreed, a reply never keeps Redis busy long."""
+
+import zlib
+from collections.abc import Iterable
+
+from msgspec import Struct
+
+from clickhouse.rows import RawEntry
+from core.position import EntryId, parse_entry_id
+from core.redis_client import Redis, call
+
+PAGE_ENTRIES_MAX = 2000
+"""Entries of one XRANGE: about 2 ms in which Redis serves nobody else."""
+
+PAGE_BYTES = 1024 * 1024
+"""What a reply should hold: the size of the next page follows from the entries seen so far."""
+
+_FIRST_PAGE = 64  # 16 MB should every entry have the largest size
+
+
+class Limits(Struct, frozen=True):
+    """Bounds of one batch. The last entry may exceed `bytes_max`."""
+
+    entries_max: int
+    bytes_max: int
+
+
+async def read_entries(
+    client: Redis, stream: str, after: EntryId, limits: Limits, last: EntryId | None = None
+) -> tuple[list[RawEntry], bool]:
+    """Entries after `after`, up to `last` or the end or the limits; and whether it was the limits that ended it."""
+    entries: list[RawEntry] = []
+    size = 0
+    position = f"({after}"
+    count = _FIRST_PAGE
+    while True:
+        count = min(count, limits.entries_max - len(entries))
+        page: list[RawEntry] = await call(
+            client.xrange(stream, min=position, max="+" if last is None else str(last), count=count)
+        )
+        entries.extend(page)
+        size += sum(map(entry_bytes, page))
+        if len(page) < count:
+            return entries, False
+        if len(entries) >= limits.entries_max or size >= limits.bytes_max:
+            return entries, True
+        position = f"({page[-1][0].decode()}"
+        count = max(1, min(PAGE_ENTRIES_MAX, PAGE_BYTES * len(entries) // max(1, size)))
+
+
+def entry_bytes(entry: RawEntry) -> int:
+    """Bytes of an entry's values."""
+    return sum(map(len, entry[1].values()))
+
+
+def checksum(entries: Iterable[RawEntry]) -> int:
+    """CRC-32 over ids and fields: tells at a redo whether these are the very entries of the plan."""
+    crc = 0
+    for raw_id, fields in entries:
+        crc = zlib.crc32(raw_id, crc)
+        for name, value in fields.items():
+            crc = zlib.crc32(value, zlib.crc32(name, crc))
+    return crc
+
+
+def entry_id(entry: RawEntry) -> EntryId:
+    """Id of an entry."""
+    return parse_entry_id(entry[0])

@@ -1,0 +1,134 @@
+"""Looking at what ClickHouse holds, and mending what deduplication tokens cannot cover. See `writer` for when.
+
+Aggregates are computed anew with the SELECT of the very view that fills them, read from ClickHouse, so that there is
+one definition. A poll, or a match, belongs to one shard, whose writer is doing this: nobody else adds to it meanwhile.
+Readers may see an aggregate without its poll for the moment between deleting and computing it.
+"""
+
+from collections.abc import Sequence
+
+from msgspec import Struct
+
+from clickhouse.client import ClickHouse
+from clickhouse.tables import MAP_STATES, ROUNDS, VOTES, Row, Table
+from core.names import is_id
+from core.position import EntryId
+
+_TIMEOUT_S = 300.0
+_POLLS_AT_ONCE = 100
+"""Polls in one statement: their ids travel in a setting, which is part of the request's URL."""
+
+_WITHIN = """
+shard = {shard:UInt8} AND stream_ms BETWEEN {after_ms:UInt64} AND {last_ms:UInt64}
+AND (stream_ms, stream_seq) > ({after_ms:UInt64}, {after_seq:UInt64})
+AND (stream_ms, stream_seq) <= ({last_ms:UInt64}, {last_seq:UInt64})
+"""
+
+
+class Range(Struct, frozen=True):
+    """Positions after `after` up to `last`."""
+
+    epoch: int
+    after: EntryId
+    last: EntryId
+
+    def parameters(self, shard: int) -> dict[str, int]:
+        """For `_WITHIN`."""
+        return {
+            "shard": shard,
+            "epoch": self.epoch,
+            "after_ms": self.after.ms,
+            "after_seq": self.after.seq,
+            "last_ms": self.last.ms,
+            "last_seq": self.last.seq,
+        }
+
+
+def _within(table: Table) -> str:
+    """Where a batch's rows are. Derived facts may carry another epoch than their batch (`Table.key`)."""
+    return f"{_WITHIN} AND stream_epoch = {{epoch:UInt32}}" if "stream_epoch" in table.key else _WITHIN
+
+
+async def newest_position(
+    clickhouse: ClickHouse, tables: Sequence[Table], shard: int, after: EntryId
+) -> EntryId | None:
+    """Newest position of a shard's rows beyond `after`, None when there is none."""
+    found = EntryId(0, 0)
+    for table in tables:
+        rows = await clickhouse.query(
+            f"""SELECT max((stream_ms, stream_seq)) AS newest FROM {table.name}
+                WHERE shard = {{shard:UInt8}} AND stream_ms >= {{ms:UInt64}}
+                AND (stream_ms, stream_seq) > ({{ms:UInt64}}, {{seq:UInt64}})""",  # noqa: S608 - our own table's name
+            {"shard": shard, "ms": after.ms, "seq": after.seq},
+            timeout_s=_TIMEOUT_S,
+        )
+        found = max(found, EntryId(*rows[0][0]))
+    return found if found > after else None
+
+
+async def count_rows(clickhouse: ClickHouse, table: Table, shard: int, where: Range) -> int:
+    """Rows of a shard within a range."""
+    rows = await clickhouse.query(
+        f"SELECT count() FROM {table.name} WHERE {_within(table)}",  # noqa: S608 - our own table's name
+        where.parameters(shard),
+        timeout_s=_TIMEOUT_S,
+    )
+    return int(rows[0][0])
+
+
+async def missing_rows(
+    clickhouse: ClickHouse, table: Table, shard: int, where: Range, rows: Sequence[Row]
+) -> list[Row]:
+    """Those of `rows` that a table does not hold yet."""
+    present = await clickhouse.query(
+        f"SELECT {', '.join(table.key)} FROM {table.name} WHERE {_within(table)}",  # noqa: S608 - our own names
+        where.parameters(shard),
+        timeout_s=_TIMEOUT_S,
+    )
+    known = {tuple(row) for row in present}
+    return [row for row in rows if table.key_of(row) not in known]
+
+
+async def rebuild_aggregate(
+    clickhouse: ClickHouse, table: Table, shard: int, where: Range, rows: Sequence[Row]
+) -> None:
+    """Compute what depends on `rows` anew from raw. Repeating it, after a crash in its middle, is harmless."""
+    if table is VOTES:
+        at = table.columns.index("poll_id")
+        polls = sorted({str(row[at]) for row in rows})
+        for start in range(0, len(polls), _POLLS_AT_ONCE):
+            await _rebuild_polls(clickhouse, polls[start : start + _POLLS_AT_ONCE])
+    elif table in (ROUNDS, MAP_STATES):  # a newer version replaces an older one, an equal one changes nothing
+        name = "round_metrics" if table is ROUNDS else "map_metrics"
+        bounds = f"shard = {shard:d} AND stream_ms BETWEEN {where.after.ms:d} AND {where.last.ms:d}"
+        await _feed(clickhouse, table, name, bounds)
+
+
+async def _rebuild_polls(clickhouse: ClickHouse, polls: Sequence[str]) -> None:
+    assert all(map(is_id, polls))
+    await clickhouse.command(
+        "DELETE FROM votes_per_minute_store WHERE poll_id IN {polls:Array(String)}",
+        {"polls": list(polls)},
+        settings={"lightweight_deletes_sync": 2},
+        timeout_s=_TIMEOUT_S,
+    )
+    names = ", ".join(f"'{poll}'" for poll in polls)  # ids hold nothing that needs a quote
+    await _feed(clickhouse, VOTES, "votes_per_minute", f"poll_id IN ({names})")
+
+
+async def _feed(clickhouse: ClickHouse, raw: Table, name: str, only: str) -> None:
+    """Run the SELECT of a view over some of the raw rows, into its target."""
+    select = await clickhouse.query(
+        "SELECT as_select, database FROM system.tables WHERE database = currentDatabase() AND name = {name:String}",
+        {"name": f"{name}_feed"},
+    )
+    await clickhouse.command(
+        f"INSERT INTO {name}_store {select[0][0]}",  # ClickHouse's own text of our view
+        settings={
+            "async_insert": 0,
+            "insert_deduplicate": 0,
+            "deduplicate_insert": "disable",  # an equal block of an earlier repair would be dropped as a repeat
+            "additional_table_filters": {f"{select[0][1]}.{raw.name}": only},
+        },
+        timeout_s=_TIMEOUT_S,
+    )

@@ -1,0 +1,173 @@
+"""The raw tables as the writer sees them: columns, what identifies a fact, and rows → one insert's body.
+
+The body is an Arrow file: binary, columnar, sent in one request with its length, so that the server sees one block or
+nothing. Equal rows give equal bytes. Encoding is C++ in a thread of the caller's choice; measured against the client's
+own column lists it is as fast (0.4–0.55 million rows/s with its view) and keeps the event loop free.
+"""
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+from msgspec import Struct
+
+Row = tuple[object, ...]
+
+_INSTANT = pa.timestamp("ms", tz="UTC")
+_POSITION = (
+    ("shard", pa.uint8()),
+    ("stream_epoch", pa.uint32()),
+    ("stream_ms", pa.uint64()),
+    ("stream_seq", pa.uint64()),
+)
+_DERIVED = (*_POSITION, ("stream_k", pa.uint16()))
+
+
+class Table(Struct, frozen=True):
+    """A raw table. Rows are tuples in the order of `schema`."""
+
+    name: str
+    schema: pa.Schema
+    key: tuple[str, ...]
+    """Columns that identify a fact within a shard. Derived facts go without the epoch: after a rollback the same
+    input gives the same fact again, perhaps in another epoch."""
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns."""
+        return list(self.schema.names)
+
+    def encode(self, rows: Sequence[Row]) -> bytes:
+        """An Arrow file with these rows, in this order. Raises pyarrow.ArrowException or OverflowError for a value
+        that its column cannot hold, which `rows` rules out."""
+        arrays = [
+            pa.array(values, type=field.type)
+            for values, field in zip(zip(*rows, strict=True), self.schema, strict=True)
+        ]
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_file(sink, self.schema) as writer:
+            writer.write_table(pa.Table.from_arrays(arrays, schema=self.schema))
+        return bytes(sink.getvalue())
+
+    def key_of(self, row: Row) -> Row:
+        """The identifying values of a row."""
+        names = self.schema.names
+        return tuple(row[names.index(column)] for column in self.key)
+
+
+VOTES = Table(
+    "votes",
+    pa.schema(
+        [
+            *_POSITION,
+            ("poll_id", pa.string()),
+            ("option_id", pa.string()),
+            ("voter_hash", pa.uint64()),
+            ("event_hash", pa.uint64()),
+            ("vote_hash", pa.uint64()),
+            ("weight", pa.uint16()),
+            ("source", pa.string()),
+            ("ts", _INSTANT),
+            ("received_at", _INSTANT),
+        ]
+    ),
+    ("stream_epoch", "stream_ms", "stream_seq"),
+)
+
+MATCH_EVENTS = Table(
+    "match_events",
+    pa.schema(
+        [
+            *_POSITION,
+            ("event_id", pa.string()),
+            ("match_id", pa.string()),
+            ("map_id", pa.string()),
+            ("round_no", pa.uint16()),
+            ("type", pa.string()),
+            ("revision", pa.uint32()),
+            ("source", pa.string()),
+            ("ts", _INSTANT),
+            ("received_at", _INSTANT),
+            ("payload", pa.binary()),
+        ]
+    ),
+    ("stream_epoch", "stream_ms", "stream_seq"),
+)
+
+PREDICTIONS = Table(
+    "predictions",
+    pa.schema(
+        [
+            *_DERIVED,
+            ("match_id", pa.string()),
+            ("map_id", pa.string()),
+            ("round_no", pa.uint16()),
+            ("p_team1", pa.float64()),
+            ("model", pa.string()),
+            ("ts", _INSTANT),
+        ]
+    ),
+    ("stream_ms", "stream_seq", "stream_k"),
+)
+
+ROUNDS = Table(
+    "rounds",
+    pa.schema(
+        [
+            *_DERIVED,
+            ("match_id", pa.string()),
+            ("map_id", pa.string()),
+            ("round_no", pa.uint16()),
+            ("winner", pa.string()),
+            ("reason", pa.string()),
+            ("score_team1", pa.uint16()),
+            ("score_team2", pa.uint16()),
+            ("is_void", pa.bool_()),
+            ("ts", _INSTANT),
+        ]
+    ),
+    ("stream_ms", "stream_seq", "stream_k", "round_no", "is_void"),
+)
+
+MAP_STATES = Table(
+    "map_states",
+    pa.schema(
+        [
+            *_DERIVED,
+            ("match_id", pa.string()),
+            ("map_id", pa.string()),
+            ("map_name", pa.string()),
+            ("status", pa.string()),
+            ("winner", pa.string()),
+            ("round_no", pa.uint16()),
+            ("team1", pa.string()),
+            ("team2", pa.string()),
+            ("score_team1", pa.uint16()),
+            ("score_team2", pa.uint16()),
+            ("ts", _INSTANT),
+        ]
+    ),
+    ("stream_ms", "stream_seq", "stream_k", "map_id"),
+)
+
+POLL_STATES = Table(
+    "poll_states",
+    pa.schema(
+        [
+            *_DERIVED,
+            ("poll_id", pa.string()),
+            ("status", pa.string()),
+            ("title", pa.string()),
+            ("voting", pa.string()),
+            ("match_id", pa.string()),
+            ("options", pa.map_(pa.string(), pa.string())),
+            ("ts", _INSTANT),
+        ]
+    ),
+    ("stream_ms", "stream_seq", "stream_k", "poll_id"),
+)
+
+TABLES: dict[str, tuple[Table, ...]] = {
+    "events": (VOTES, MATCH_EVENTS),
+    "updates": (PREDICTIONS, ROUNDS, MAP_STATES, POLL_STATES),
+}
+"""Tables that a log fills."""

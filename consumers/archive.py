@@ -1,0 +1,129 @@
+"""The archive consumer's process: leases, two followers per owned shard, and a way to see what they do."""
+
+import asyncio
+import time
+
+import uvloop
+
+from clickhouse.client import ClickHouse
+from clickhouse.writer import JOB, Log, Writer, writer_sources
+from consumers.archive_follower import INSERTS_AT_ONCE, Follower
+from consumers.lease import Leases, Ownership, lease_sources
+from consumers.state import open_log, unique_owner
+from core import http, keys, logs, redis_client
+from core.errors import Retry
+from core.metrics import LAG_ENTRIES, LAG_SECONDS, LOOP_ERRORS
+from core.position import parse_entry_id
+from core.redis_client import Redis, Scripts, call
+from core.settings import Settings
+
+LOGS: tuple[Log, ...] = ("events", "updates")
+
+GAUGES_S = 1.0
+
+
+def run(settings: Settings) -> None:
+    """Run until SIGTERM or SIGINT. Raises Fatal when the settings contradict the log or name no usable ClickHouse."""
+    logs.configure("archive", settings)
+    uvloop.run(_main(settings))
+
+
+async def _main(settings: Settings) -> None:
+    stop = http.stop_event()
+    clickhouse = ClickHouse(settings.clickhouse_target, connections_max=INSERTS_AT_ONCE + 4)
+    client = redis_client.connect(settings, connections_max=160)  # a blocking read per log of up to 64 shards
+    try:
+        opening = asyncio.create_task(open_log(client, settings))
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait([opening, stopping], return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if opening.done():
+            _log_id, shards = opening.result()
+            await Archive(client, clickhouse, settings, shards).run(stop)
+        else:
+            opening.cancel()
+    finally:
+        await clickhouse.close()
+        await client.aclose()
+
+
+class Archive:
+    """Everything of one archive process but its signals."""
+
+    def __init__(self, client: Redis, clickhouse: ClickHouse, settings: Settings, shards: int) -> None:
+        self._client = client
+        self._clickhouse = clickhouse
+        self._settings = settings
+        self._shards = shards
+        self._scripts = Scripts(client, shards, {**lease_sources(), **writer_sources()})
+        self._leases = Leases(self._scripts, JOB, shards, unique_owner(), settings.lease_ttl_s)
+        self._slots = asyncio.Semaphore(INSERTS_AT_ONCE)
+        self._followers: dict[tuple[int, Log], Follower] = {}
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Archive what this process owns until `stop` is set, then finish the batches in flight."""
+        checks = {"redis": self._check_redis, "clickhouse": self._clickhouse.check, "archive": self._check_followers}
+        settings = self._settings
+        async with http.operations_server(checks, settings.metrics_host, settings.archive_metrics_port):
+            gauges = asyncio.create_task(self._set_gauges())
+            try:
+                await self._leases.run(self._work, stop)
+            finally:
+                gauges.cancel()
+
+    async def _work(self, ownership: Ownership) -> None:
+        """Both logs of a shard; the end of one is the end of the other."""
+        shard, token = ownership.shard, ownership.token
+        followers = {}
+        for log in LOGS:
+            writer = Writer(self._client, self._scripts, self._clickhouse, self._shards, shard, log, token)
+            followers[shard, log] = Follower(self._client, writer, self._settings, self._slots, ownership.stop)
+        self._followers |= followers
+        tasks = [asyncio.create_task(follower.run()) for follower in followers.values()]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            for name in followers:
+                self._followers.pop(name, None)
+
+    # -- seen from outside
+
+    async def _check_redis(self) -> str:
+        try:
+            await call(self._client.ping())
+        except Retry as error:
+            return str(error)
+        return ""
+
+    async def _check_followers(self) -> str:
+        stuck = [f"shard {shard} {log}: {f.stuck}" for (shard, log), f in self._followers.items() if f.stuck]
+        return "; ".join(stuck)
+
+    async def _set_gauges(self) -> None:
+        """Lag of the owned shards: entries of the input log not archived, age of the oldest entry of either log."""
+        while True:
+            try:
+                entries, oldest_s = 0, 0.0
+                for name, follower in list(self._followers.items()):
+                    count, age_s = await self._lag(follower)
+                    entries += count if name[1] == "events" else 0
+                    oldest_s = max(oldest_s, age_s)
+                LAG_ENTRIES.labels(keys.ARCHIVE_GROUP).set(entries)
+                LAG_SECONDS.labels(keys.ARCHIVE_GROUP).set(oldest_s)
+            except Retry as error:
+                LOOP_ERRORS.labels("archive_gauges").inc()
+                logs.get().warning("lag unknown", error=str(error))
+            await asyncio.sleep(GAUGES_S)
+
+    async def _lag(self, follower: Follower) -> tuple[int, float]:
+        stream, committed = follower.stream, follower.committed
+        oldest = await call(self._client.xrange(stream, min=f"({committed}", count=1))
+        if not oldest:
+            return 0, 0.0
+        added = (await call(self._client.xinfo_stream(stream)))["entries-added"]
+        archived = int(await call(self._client.hget(follower.state_key, "entries")) or 0)
+        age_s = time.time() - parse_entry_id(oldest[0][0]).ms / 1000
+        return max(1, added - archived), max(0.0, age_s)

@@ -1,0 +1,125 @@
+"""Following one log of one shard: wait for entries, linger, read a batch, hand it to the writer, and start over.
+
+Back-pressure: nothing is read before there is a slot to write it, and a process has few slots. So a slow or absent
+ClickHouse makes the log longer, which the log can bear, and costs no memory here.
+"""
+
+import asyncio
+import random
+from contextlib import suppress
+
+from clickhouse.reading import Limits
+from clickhouse.writer import Stuck, Writer
+from core import logs
+from core.errors import Fatal, Fenced, Retry
+from core.metrics import LOOP_ERRORS
+from core.redis_client import Redis, call
+from core.settings import Settings
+
+INSERTS_AT_ONCE = 2
+"""Batches a process holds and writes at once. Two keep ClickHouse busy while one of them is being read and encoded;
+each holds up to `BATCH_BYTES_MAX` of entries, several times that as Python objects."""
+
+BATCH_BYTES_MAX = 16 * 1024 * 1024
+
+READ_BLOCK_MS = 1000
+BACKOFF_MIN_S = 0.1
+BACKOFF_MAX_S = 10.0
+STUCK_S = 30.0
+"""How often a log that needs an operator is tried again, and complained about."""
+
+
+class Follower:
+    """Archives one log until `stop` is set. Raises Fenced when another owner took over."""
+
+    def __init__(
+        self, client: Redis, writer: Writer, settings: Settings, slots: asyncio.Semaphore, stop: asyncio.Event
+    ) -> None:
+        self._client = client
+        self._writer = writer
+        self._limits = Limits(settings.archive_batch_max, BATCH_BYTES_MAX)
+        self._linger_s = settings.archive_linger_s
+        self._slots = slots
+        self._stop = stop
+        self._failures = 0
+        self.stuck = ""
+        """Why this log needs an operator, "" when it does not."""
+        self.stream = writer.stream
+        self.state_key = writer.state_key
+
+    @property
+    def committed(self) -> str:
+        """Last entry archived."""
+        return str(self._writer.committed)
+
+    async def run(self) -> None:
+        """Take the log over and follow it; after a failure back off and take it over again."""
+        while not self._stop.is_set():
+            delay_s = BACKOFF_MIN_S
+            try:
+                async with self._slots:
+                    await self._writer.take_over()
+                self.stuck = ""
+                await self._follow()
+            except Stuck as error:
+                self.stuck = str(error)
+                delay_s = STUCK_S
+                self._complain("the archive of this log has stopped and needs an operator", error)
+            except Fenced:
+                raise
+            except (Retry, Fatal) as error:
+                # Also what ClickHouse refuses: giving up would lose entries, an operator can mend it while we repeat.
+                delay_s = self._next_delay_s()
+                self._complain("the archive of this log stands still", error)
+            except Exception as error:
+                delay_s = self._next_delay_s()
+                self._complain("unexpected failure", error)
+            await self._pause(delay_s)
+
+    async def _follow(self) -> None:
+        is_behind = False
+        while not self._stop.is_set():
+            if not is_behind:
+                if not await self._entries_wait():
+                    continue
+                await self._pause(self._linger_s)
+            async with self._slots:
+                batch = await self._writer.read(self._limits)
+                if batch is not None:
+                    await self._writer.write(batch)
+            self._failures = 0
+            is_behind = batch is not None and batch.is_full
+
+    async def _entries_wait(self) -> bool:
+        """Whether there are entries beyond the committed one; waits for a while, or until we are to stop."""
+        reading = asyncio.ensure_future(
+            call(self._client.xread({self.stream: self.committed}, count=1, block=READ_BLOCK_MS))
+        )
+        stopping = asyncio.ensure_future(self._stop.wait())
+        try:
+            await asyncio.wait([reading, stopping], return_when=asyncio.FIRST_COMPLETED)
+            return reading.done() and bool(reading.result())
+        finally:
+            stopping.cancel()
+            reading.cancel()
+
+    async def _pause(self, delay_s: float) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._stop.wait(), delay_s)
+
+    def _next_delay_s(self) -> float:
+        self._failures += 1
+        bound_s = min(BACKOFF_MAX_S, BACKOFF_MIN_S * 2.0 ** min(self._failures, 10))
+        return bound_s * random.uniform(0.5, 1.0)  # noqa: S311 - so that many logs do not come back in step
+
+    def _complain(self, text: str, error: Exception) -> None:
+        LOOP_ERRORS.labels("archive").inc()
+        known = isinstance(error, Stuck | Retry | Fatal)
+        logs.get().error(
+            text,
+            stream=self.stream,
+            committed=self.committed,
+            failures=self._failures,
+            error=str(error),
+            exc_info=None if known else error,
+        )
