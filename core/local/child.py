@@ -39,10 +39,10 @@ def describe_exit(code: int) -> str:
 class Child:
     """A running process and the processes it started."""
 
-    def __init__(self, process: asyncio.subprocess.Process, output: Output) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, pipe: int, output: Output) -> None:
         self._process = process
         self._output = output
-        self._pump = asyncio.create_task(self._take_output())
+        self._pump = asyncio.create_task(self._take_output(pipe))
         self._ended = asyncio.create_task(self._end())
 
     @classmethod
@@ -51,15 +51,23 @@ class Child:
 
         It is killed when we are (see `launch`). That is tied to the thread that starts it: call from the main one.
         """
-        process = await asyncio.create_subprocess_exec(
-            *launch.wrap(list(command)),
-            env=dict(environ),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            start_new_session=True,
-        )
-        return cls(process, output)
+        # A pipe of our own: asyncio's would report the end of the child only after that of everybody who holds it.
+        reading, writing = os.pipe()
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *launch.wrap(list(command)),
+                env=dict(environ),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=writing,
+                stderr=writing,
+                start_new_session=True,
+            )
+        except BaseException:
+            os.close(reading)
+            raise
+        finally:
+            os.close(writing)
+        return cls(process, reading, output)
 
     @property
     def pid(self) -> int:
@@ -99,7 +107,14 @@ class Child:
         self._output.end()
         return code
 
-    async def _take_output(self) -> None:
-        assert self._process.stdout is not None
-        while data := await self._process.stdout.read(_PIPE_READ_BYTES):
-            self._output.feed(data)
+    async def _take_output(self, pipe: int) -> None:
+        reader = asyncio.StreamReader()
+        with os.fdopen(pipe, "rb", buffering=0) as file:
+            transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+                lambda: asyncio.StreamReaderProtocol(reader), file
+            )
+            try:
+                while data := await reader.read(_PIPE_READ_BYTES):
+                    self._output.feed(data)
+            finally:
+                transport.close()
