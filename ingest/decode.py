@@ -4,7 +4,7 @@ Votes are a hot path (`loadtests.bench_ingest`): one msgspec call decodes and ch
 fails are the items decoded one by one, to name every one that is wrong.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from io import BytesIO
 from typing import Any, Generic, Literal, TypeVar
@@ -56,9 +56,9 @@ def json_value(body: bytes, kind: type[T]) -> T:
     """One JSON value of a type. Raises Problem 400 when it is not JSON, 422 when it is another type."""
     _check_text(body)
     try:
-        return msgspec.json.decode(body, type=kind)
+        return msgspec.json.decode(_raw(body, Raw), type=kind)
     except ValidationError as error:
-        raise Problem(422, "the body is not as it must be", errors=[_item_error(0, fault_of(error))]) from error
+        raise invalid_items([_item_error(0, fault_of(error))]) from error
     except (DecodeError, ValueError, RecursionError) as error:
         raise _unparseable(error) from error
 
@@ -147,7 +147,7 @@ class BodyDecoder(Generic[T]):
             except ValidationError as error:
                 errors.append(_item_error(index, fault_of(error)))
             except (DecodeError, ValueError, RecursionError) as error:
-                raise _unparseable(error, index) from error
+                raise _unparseable(error, index if is_list else None) from error
         if errors:
             raise invalid_items(errors)
         return items
@@ -163,19 +163,19 @@ def invalid_items(errors: list[ItemError]) -> Problem:
     return Problem(422, f"{len(errors)} invalid item(s), nothing was stored", errors=errors)
 
 
-def _texts(body: bytes, media: Media, is_list: bool) -> Iterable[bytes | Raw]:
+def _texts(body: bytes, media: Media, is_list: bool) -> Iterable[Raw]:
+    """The items, each known to be JSON: a type error must not hide that the rest of a text is broken."""
     if media == "ndjson":
-        return _lines(body)
-    if not is_list:
-        return [body]
+        lines = (line for line in BytesIO(body) if line.strip(_WHITESPACE))
+        return (_raw(line, Raw, index) for index, line in enumerate(lines))
+    return _raw(body, list[Raw]) if is_list else [_raw(body, Raw)]
+
+
+def _raw(text: bytes, kind: type[T], index: int | None = None) -> T:
     try:
-        return msgspec.json.decode(body, type=list[Raw])
+        return msgspec.json.decode(text, type=kind)
     except (DecodeError, ValueError, RecursionError) as error:
-        raise _unparseable(error) from error
-
-
-def _lines(body: bytes) -> Iterator[bytes]:
-    return (line for line in BytesIO(body) if line.strip(_WHITESPACE))
+        raise _unparseable(error, index) from error
 
 
 def _check_text(body: bytes) -> None:
