@@ -42,7 +42,7 @@ class _Line(Struct):
     at_ms: float | None = None
     method: Literal["POST", "PUT"] = "POST"
     path: str | None = None
-    body: Raw | None = None
+    body: Raw = Raw()  # its bytes as recorded
     poll_id: str | None = None
     match_id: str | None = None
     ts: datetime | None = None
@@ -75,8 +75,7 @@ def requests(lines: Iterable[bytes]) -> Iterator[Request]:
             if not line.path.startswith("/"):
                 raise Fatal(f"line {number} of the recording: path must start with /")
             yield from batch.flush()
-            body = b"" if line.body is None else bytes(line.body)
-            yield Request(due_ms, line.method, line.path, JSON, body, len(raw))
+            yield Request(due_ms, line.method, line.path, JSON, bytes(line.body), len(raw))
             continue
         kind = "vote" if line.poll_id is not None else "event" if line.match_id is not None else None
         if kind is None:

@@ -3,6 +3,7 @@
 import asyncio
 import random
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import msgspec
@@ -41,17 +42,14 @@ class Sender:
         self.sums = Sums()
         self._base_url = base_url.rstrip("/")
         self._give_up_after_s = give_up_after_s
-        try:
-            self._client = httpx.AsyncClient(
-                base_url=self._base_url,
-                headers={"Authorization": f"Bearer {key}"},
-                timeout=REQUEST_TIMEOUT_S,
-                trust_env=False,  # a proxy of the environment has no business between us and an ingest on loopback
-            )
-        except (httpx.InvalidURL, ValueError) as error:
-            raise Fatal(f"{base_url!r} is not the URL of an ingest: {error}") from error
-        if self._client.base_url.scheme not in ("http", "https") or not self._client.base_url.host:
+        if not _is_http_url(base_url):
             raise Fatal(f"{base_url!r} is not the URL of an ingest: http://HOST:PORT is expected")
+        self._client = httpx.AsyncClient(
+            base_url=self._base_url,
+            headers={"Authorization": f"Bearer {key}"},
+            timeout=REQUEST_TIMEOUT_S,
+            trust_env=False,  # a proxy of the environment has no business between us and an ingest on loopback
+        )
 
     async def __aenter__(self) -> "Sender":
         return self
@@ -106,6 +104,14 @@ class Sender:
 def encode(value: Any) -> bytes:
     """A body as JSON."""
     return msgspec.json.encode(value)
+
+
+def _is_http_url(text: str) -> bool:
+    try:
+        url = urlsplit(text)
+        return url.scheme in ("http", "https") and bool(url.hostname) and (url.port is None or url.port > 0)
+    except ValueError:
+        return False
 
 
 def _decode_answer(content: bytes) -> _Answer:

@@ -28,6 +28,7 @@ class Stage:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.said: list[str] = []
+        self._before = set(descendants(os.getpid()))  # servers of other tests
 
     def service(self, name: str, program: str = STAY, **options: object) -> Service:
         ready = self.directory / f"{name}.ready"
@@ -38,6 +39,10 @@ class Stage:
 
         defaults: dict[str, object] = {"is_ready": is_ready, "ready_within_s": 10.0, "stop_within_s": 5.0}
         return Service(name, [sys.executable, "-c", source], dict(os.environ), **(defaults | options))  # type: ignore[arg-type]
+
+    def children(self) -> set[int]:
+        """Every process that was started in this test and lives."""
+        return set(descendants(os.getpid())) - self._before
 
     def pid(self, name: str) -> int:
         """Of the service's newest child that came up."""
@@ -133,7 +138,7 @@ async def test_service_that_never_gets_ready_is_given_up_after_its_bound(stage: 
 
     with pytest.raises(Fatal, match=r"^a is not ready after 0\.3 s"):
         await stage.run([[stage.service("a", is_ready=never, ready_within_s=0.3)]], nothing)
-    assert not descendants(os.getpid())
+    assert not stage.children()
 
 
 async def test_task_runs_once_and_to_its_end_before_the_next_stage(stage: Stage) -> None:
@@ -158,7 +163,7 @@ async def test_task_that_fails_ends_the_start(stage: Stage) -> None:
 async def test_task_that_hangs_ends_the_start(stage: Stage) -> None:
     with pytest.raises(Fatal, match=r"^migrate did not end within 0\.5 s"):
         await stage.run([[stage.service("migrate", is_task=True, ready_within_s=0.5)]], nothing)
-    assert not descendants(os.getpid())
+    assert not stage.children()
 
 
 async def test_child_that_ignores_sigterm_is_killed_after_its_bound(stage: Stage) -> None:
@@ -190,7 +195,7 @@ async def test_stop_in_the_middle_of_the_start_leaves_nothing(stage: Stage) -> N
         await asyncio.sleep(delay_s)
         supervisor.stop()
         await asyncio.wait_for(running, 10)
-        assert not descendants(os.getpid())
+        assert not stage.children()
 
 
 async def test_what_a_child_started_goes_with_it(stage: Stage) -> None:
@@ -199,13 +204,13 @@ async def test_what_a_child_started_goes_with_it(stage: Stage) -> None:
     )
 
     async def then(_: Supervisor) -> None:
-        await wait_until(lambda: len(descendants(os.getpid())) == 2)
+        await wait_until(lambda: len(stage.children()) == 2)
         os.kill(stage.pid("a"), signal.SIGKILL)
         await wait_until(lambda: "a is ready again" in stage.said)
-        await wait_until(lambda: len(descendants(os.getpid())) == 2)
+        await wait_until(lambda: len(stage.children()) == 2)
 
     await stage.run([[stage.service("a", program)]], then)
-    assert not descendants(os.getpid())
+    assert not stage.children()
 
 
 async def test_children_are_in_sessions_of_their_own_so_that_ctrl_c_reaches_only_us(stage: Stage) -> None:
