@@ -138,9 +138,20 @@ function onMessage(message) {
     const map = model.maps.get(topic) ?? newMap(topic);
     const before = map.round_no;
     model.maps.set(topic, mergeMap(map, message));
+    if (event === "state") settleRounds(topic, map);
     if (map.round_no !== before && event === "state") byId("announce").textContent = spokenScore(map);
   }
   changed = true;
+}
+
+/** The state after a `round_end` says who won it: the event itself may not know, or name the leader instead. */
+function settleRounds(topic, map) {
+  for (const entry of model.log) {
+    const { event, topic: origin, data } = entry.message;
+    if (entry.round || event !== "round_end" || origin !== topic) continue;
+    entry.round = map.rounds.find((round) => round.round_no === data.round_no);
+    entry.winner = map[entry.round?.winner]?.name;
+  }
 }
 
 function onStatus(status) {
@@ -202,7 +213,7 @@ function draw() {
   });
   byId("polls-empty").hidden = model.poll.size > 0;
   drawPolls(byId("poll-list"), [...model.poll.values()], now);
-  drawLog(model.log, model.events, model.maps);
+  drawLog(model.log, model.events);
   byId("cursor-note").textContent = live?.cursor ? `cursor ${live.cursor}` : "";
 }
 

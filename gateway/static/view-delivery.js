@@ -87,8 +87,8 @@ function drawSpark(line, top) {
   spark.children[2].setAttribute("d", curve);
 }
 
-/** @param entries  newest first: `{key, at, message}`; @param maps  by topic, for what a round came to */
-export function drawLog(entries, total, maps) {
+/** @param entries  newest first: `{key, at, message}`, and for the end of a round `round` and `winner` once known */
+export function drawLog(entries, total) {
   byId("log-empty").hidden = entries.length > 0;
   setText(byId("log-count"), total ? `${number(total)} received` : "");
   reconcile(byId("log"), entries, {
@@ -101,19 +101,15 @@ export function drawLog(entries, total, maps) {
         el("b", {}, words(message.event)),
         el("span"),
       ),
-    update: (node, { message }) => setText(node.lastChild, describe(message, maps.get(message.topic))),
+    update: (node, entry) => setText(node.lastChild, describe(entry)),
   });
 }
 
-/**
- * A few words about an event. Who won a round is read from the state that follows it, never from the event: feeds exist
- * that name the leader there.
- */
-function describe({ event, data }, map) {
+/** A few words about an event, from what is commonly inside; empty when nothing is known about its kind. */
+function describe({ message: { data }, round, winner }) {
   const payload = data.data ?? {};
   const parts = data.round_no ? [`round ${data.round_no}`] : [];
-  const round = event === "round_end" ? map?.rounds.find((known) => known.round_no === data.round_no) : null;
-  if (round) parts.push(map[round.winner]?.name, roundReason(round.reason).text);
+  if (round) parts.push(winner, roundReason(round.reason).text);
   const scores = [payload.team1?.score, payload.team2?.score];
   if (scores.every(Number.isFinite)) parts.push(scores.join("\u2060–\u2060")); // Word joiners keep it on one line.
   for (const name of [payload.player?.name, payload.map_name]) if (typeof name === "string") parts.push(name);
