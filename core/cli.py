@@ -1,7 +1,7 @@
 """The command line: every process of Arenacast is one of its commands.
 
 What a command needs is imported when it runs, so that `--help` is quick and one service's missing dependency is not
-another's problem. Errors that are told to a person (`Fatal`) become one line and exit code 1.
+another's problem. Errors raised on purpose become one line and exit code 1; others are bugs and keep their trace.
 """
 
 import sys
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from core.errors import Fatal
+from core.errors import ArenacastError
 from core.settings import load
 
 
@@ -18,7 +18,7 @@ def main() -> None:
     """Entry point of the console script."""
     try:
         cli(prog_name="arenacast")
-    except Fatal as error:
+    except ArenacastError as error:
         click.echo(f"arenacast: {error}", err=True)
         sys.exit(1)
 
@@ -43,17 +43,19 @@ def cli() -> None:
 @click.option("--demo/--no-demo", "is_demo", default=False, help="Play a recorded match with a crowd's votes.")
 def up(is_demo: bool) -> None:
     """Run everything on this machine, supervised."""
+    settings = load()
     from core.local.up import run
 
-    run(load(), is_demo=is_demo)
+    run(settings, is_demo=is_demo)
 
 
 @cli.command()
 def ingest() -> None:
     """The write side: HTTP in, log out."""
+    settings = load()
     from ingest.app import run
 
-    run(load())
+    run(settings)
 
 
 @cli.command()
@@ -62,9 +64,10 @@ def ingest() -> None:
 )
 def gateway(workers: int) -> None:
     """The read side: SSE, WebSocket, long-poll, REST."""
+    settings = load()
     from gateway.app import run
 
-    run(load(), workers)
+    run(settings, workers)
 
 
 @cli.group()
@@ -75,34 +78,38 @@ def consume() -> None:
 @consume.command()
 def state() -> None:
     """Reduce votes and events to live state."""
+    settings = load()
     from consumers.state import run
 
-    run(load())
+    run(settings)
 
 
 @consume.command()
 def archive() -> None:
     """Write the log to ClickHouse."""
+    settings = load()
     from consumers.archive import run
 
-    run(load())
+    run(settings)
 
 
 @cli.command()
 def clickhouse() -> None:
     """The embedded ClickHouse, on loopback."""
+    settings = load()
     from clickhouse.embedded import run
 
-    run(load())
+    run(settings)
 
 
 @cli.command()
 @click.option("--dry-run", is_flag=True, help="Show what would be done, and do nothing.")
 def migrate(dry_run: bool) -> None:
     """Bring the ClickHouse schema up to date. Refuses to go backwards."""
+    settings = load()
     from clickhouse.migrate import main as run
 
-    run(load(), dry_run)
+    run(settings, dry_run)
 
 
 @cli.command()
@@ -116,18 +123,20 @@ def migrate(dry_run: bool) -> None:
 )
 def play(file: Path, url: str, speed: float, key_file: Path | None) -> None:
     """Play recorded votes and events (NDJSON) into an ingest."""
+    settings = load()
     from core.local.player import run
 
-    run(load(), file, url, speed=speed, key_file=key_file)
+    run(settings, file, url, speed=speed, key_file=key_file)
 
 
 @cli.command(hidden=True)
 @click.option("--to", "url", required=True, metavar="URL")
 def demo(url: str) -> None:
     """Play the recorded match with a crowd's votes, again and again (part of `up --demo`)."""
+    settings = load()
     from core.local.demo import run
 
-    run(load(), url)
+    run(settings, url)
 
 
 if __name__ == "__main__":
