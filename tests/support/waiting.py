@@ -3,15 +3,15 @@
 import asyncio
 import inspect
 import time
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 INTERVAL_S = 0.01
 
 
-async def wait_until(condition: Callable[[], T | Awaitable[T]], timeout_s: float = 10.0, what: str = "") -> T:
+async def wait_until(condition: Callable[[], Any], timeout_s: float = 10.0, what: str = "") -> Any:
     """Poll a function, plain or async, until it returns something true; that is the result.
 
     Raises AssertionError after `timeout_s`. An AssertionError raised by `condition` counts as "not yet" and is the
