@@ -1,0 +1,22 @@
+"""The read side: live polls and matches to any number of readers, over SSE, WebSocket, long-poll and REST.
+
+Enters    `updates:{s}` (the output log, one entry per applied batch) and hot state, from Redis; cursors from readers
+Leaves    the same message objects on every transport, each with a cursor any gateway understands
+
+    tail ──► hub ──► channels ──► sinks            live: a task per shard, one `bytes` per channel, a write per reader
+              │ ring (last messages)
+    resume ───┤ backlog (updates: in chunks)       joining and catching up, by the same positions
+    feeder ───┘ hot_state (snapshots)
+
+Invariants
+    * The gateway never writes to Redis, and never waits for a reader: no queue, task or timer per subscriber.
+    * A subscriber is a sink and a position. Events reach it once each and in order; what it has is what its cursor
+      says. State messages may be left out only for a reader who lags, and only when a newer one follows.
+    * A verdict is never better than the truth. What cannot be proven is a `reset`.
+    * Everything pure is in `subscription`, `frames`, `ring`, `channel`, `hub`, `wheel`: synchronous, with time as an
+      argument. Everything that knows uvicorn's inside is in `takeover`.
+    * Every buffer has a bound: ring (bytes, oldest first out), a reader's unsent bytes (high-water mark, then it lags,
+      then it is closed), joins waiting for Redis (then they are asked to come back), chunks read from the log.
+
+Start reading at `hub`, then `service`, then `resume`.
+"""

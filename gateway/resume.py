@@ -1,0 +1,218 @@
+"""Joining a reader to the live stream without gap or repeat, and telling it honestly how that went.
+
+Without a cursor: one atomic read per shard gives the hot state and the position it belongs to; live messages continue
+strictly after that. With a cursor, three tiers, by the same position:
+
+    ring        the process's own memory of the last messages: no I/O at all
+    updates:    the output log in Redis, in shared chunks (`gateway.backlog`)
+    hot state   when the log no longer reaches back: what a topic is now, and when it last changed
+
+Verdicts, per topic, never better than the truth:
+
+    complete    every message since the cursor follows
+    conflated   every event follows; state messages that a later one replaced may be left out
+    reset       the position is unusable or events are lost: a snapshot follows, and the gap is named where it is known
+    snapshot    no cursor was given
+
+Behind a trimmed log a topic is still `complete` when its hot state says that nothing concerned it since the cursor,
+and a poll is `conflated`, because it has only state messages. Match events are lost to this module then: they are in
+ClickHouse, and a third reader of ranges belongs where `_judge_lost` gives up.
+"""
+
+import asyncio
+from datetime import UTC, datetime
+from typing import Literal
+
+from msgspec import UNSET, Struct, UnsetType
+
+from core.cursor import decode
+from core.errors import Retry
+from core.position import Position
+from core.redis_client import Redis
+from gateway import hot_state
+from gateway.backlog import Backlog, passed
+from gateway.channel import NOTHING, Channel, Vector
+from gateway.frames import Item
+from gateway.hot_state import HotState
+from gateway.hub import Hub
+from gateway.tail import Tails
+
+COMPLETE_BYTES = 256 * 1024
+"""What a reader missed is sent whole up to this much; beyond it, states are conflated and the rest is paced."""
+
+READY_TIMEOUT_S = 2.0
+JOIN_TIMEOUT_S = 10.0
+JOINS_MAX = 4000
+"""Readers that may be waiting for Redis at the same time; past it they are asked to come back a little later."""
+
+Resume = Literal["complete", "conflated", "reset", "snapshot"]
+
+
+class Verdict(Struct, frozen=True, omit_defaults=True):
+    """On one topic. `lost_from`, `lost_to`: the time span (RFC 3339) whose events may be missing, where known."""
+
+    resume: Resume
+    lost_from: str | UnsetType = UNSET
+    lost_to: str | UnsetType = UNSET
+
+
+class Plan(Struct):
+    """How a reader starts; made by `Resumer.plan`, carried out by whoever owns the sink."""
+
+    verdicts: dict[str, Verdict]
+    vector: Vector
+    """Where the cursor or the snapshots leave each shard."""
+    snapshots: list[Item]
+    past: list[Item]
+    """Messages after the cursor that the ring does not have, complete up to `reached`."""
+    reached: Vector
+    is_cold: bool
+    """There is too much of the past to send it at once: it is read and sent while the reader takes it."""
+
+
+class Resumer:
+    """Makes plans. Holds no reader."""
+
+    def __init__(self, client: Redis, hub: Hub, tails: Tails, backlog: Backlog) -> None:
+        self._client = client
+        self._hub = hub
+        self._tails = tails
+        self._backlog = backlog
+        self._reading: dict[tuple[int, tuple[str, ...]], asyncio.Task[HotState]] = {}
+        self._joining = 0
+
+    async def ready(self, shards: list[int]) -> None:
+        """Have these shards read, as `Hub.open` requires. Raises Retry."""
+        await self._tails.ready(shards, READY_TIMEOUT_S)
+
+    async def plan(self, channel: Channel, cursor: str | None) -> Plan:
+        """How to start a reader of an open channel. Raises Retry when Redis is away or too many ask at once."""
+        if self._joining >= JOINS_MAX:
+            raise Retry("too many readers are joining at once")
+        self._joining += 1
+        try:
+            async with asyncio.timeout(JOIN_TIMEOUT_S):
+                return await self._plan(channel, cursor)
+        except TimeoutError:
+            raise Retry("joining takes too long") from None
+        finally:
+            self._joining -= 1
+
+    async def _plan(self, channel: Channel, cursor: str | None) -> Plan:
+        vector = decode(cursor, channel.print, channel.routes) if cursor is not None else None
+        plan = Plan({}, vector or {}, [], [], {}, False)
+        for shard in channel.routes:
+            if vector is None:
+                await self._snapshot(channel, shard, plan, Verdict("snapshot" if cursor is None else "reset"))
+            else:
+                await self._continue(channel, shard, plan)
+        for shard, position in plan.vector.items():
+            plan.reached.setdefault(shard, position)
+        # Asked for under a pattern as well: what holds for all maps holds for each.
+        for topic in channel.subscription.topics:
+            if topic not in plan.verdicts:
+                plan.verdicts[topic] = plan.verdicts[f"{topic.rpartition('.')[0]}.*"]
+        return plan
+
+    # -- without a usable position
+
+    async def _snapshot(self, channel: Channel, shard: int, plan: Plan, verdict: Verdict) -> None:
+        state = await self._state(shard, channel.routes[shard])
+        self._add_snapshots(channel, state, plan, dict.fromkeys(channel.routes[shard], verdict))
+
+    def _add_snapshots(self, channel: Channel, state: HotState, plan: Plan, verdicts: dict[str, Verdict]) -> None:
+        """Start a shard at a read of hot state, with snapshots of all topics but those that are `complete`."""
+        items: list[Item] = []
+        for route, verdict in verdicts.items():
+            plan.verdicts[route] = verdict
+            if verdict.resume == "complete":
+                continue
+            found = [(topic.topic, topic.data) for topic in state.states[route]]
+            for topic, data in found or [(route, hot_state.unknown(route))]:
+                # Only the last one of a shard carries its position: a cursor covers what was sent up to it.
+                items.append(Item(state.shard, NOTHING, topic, "snapshot", data, is_state=True))
+        if items:
+            items[-1].position = state.position
+        plan.snapshots.extend(items)
+        plan.vector[state.shard] = state.position
+
+    # -- with a position
+
+    async def _continue(self, channel: Channel, shard: int, plan: Plan) -> None:
+        routes, position = channel.routes[shard], plan.vector[shard]
+        if self._is_live(channel, shard, position):
+            plan.verdicts.update(dict.fromkeys(routes, Verdict("complete")))
+            return
+        state = await self._state(shard, routes, beyond=position)
+        if not state.epochs.holds(position) or position.entry > state.last_id:  # rolled back, invented, or NOTHING
+            self._add_snapshots(channel, state, plan, dict.fromkeys(routes, Verdict("reset")))
+        elif self._hub.covers(channel, shard, position) or await self._read_past(channel, state, plan):
+            plan.verdicts.update(dict.fromkeys(routes, Verdict("complete")))
+        else:
+            await self._judge_lost(channel, shard, plan)
+
+    def _is_live(self, channel: Channel, shard: int, position: Position) -> bool:
+        return (
+            self._tails[shard].epochs.holds(position)
+            and position <= self._hub.edge[shard]
+            and self._hub.covers(channel, shard, position)
+        )
+
+    async def _read_past(self, channel: Channel, state: HotState, plan: Plan) -> bool:
+        """Read from the log what the ring lacks; False when the log does not reach back far enough."""
+        shard, routes = state.shard, channel.routes[state.shard]
+        position = plan.vector[shard]
+        found: list[Item] = []
+        while not self._hub.covers(channel, shard, position):
+            chunk = await self._backlog.chunk(shard, position, state.epochs, self._hub.edge[shard])
+            if not chunk.is_whole_for(position):
+                return False
+            if chunk.until <= position:
+                raise Retry(f"shard {shard} ends before what was published of it")  # mends itself: see Tail._sync
+            found.extend(item for item in chunk.after(routes, position) if channel.wants(item))
+            position = chunk.until
+            if sum(len(item.data) for item in found) > COMPLETE_BYTES:
+                plan.is_cold = True
+                return True
+        plan.past.extend(found)
+        plan.reached[shard] = position
+        return True
+
+    async def _judge_lost(self, channel: Channel, shard: int, plan: Plan) -> None:
+        """The log was trimmed past the position: what can hot state still prove, topic by topic?"""
+        routes, position = channel.routes[shard], plan.vector[shard]
+        state = await self._state(shard, routes)
+        lost = Verdict("reset", _rfc3339(position.ms), _rfc3339(state.position.ms))
+        verdicts: dict[str, Verdict] = {}
+        for route in routes:
+            topics = state.states[route]
+            if topics and all(passed(position, topic.entry) for topic in topics):
+                verdicts[route] = Verdict("complete")
+            elif topics and (route.startswith("poll.") or all(topic.entry <= position.entry for topic in topics)):
+                # A poll has only states; and of one input the event itself comes first, only states after it.
+                verdicts[route] = Verdict("conflated")
+            else:
+                verdicts[route] = lost
+        self._add_snapshots(channel, state, plan, verdicts)
+
+    # -- shared reads
+
+    async def _state(self, shard: int, routes: tuple[str, ...], beyond: Position | None = None) -> HotState:
+        """Hot state, read once for all who want the same at the same time.
+
+        A read that was under way may be older than a cursor from another gateway (`beyond`): then there is another.
+        """
+        key = (shard, routes)
+        task = self._reading.get(key)
+        if task is None:
+            task = self._reading[key] = asyncio.create_task(hot_state.read(self._client, shard, routes))
+            task.add_done_callback(lambda _: self._reading.pop(key))
+        state = await asyncio.shield(task)
+        if beyond is not None and (beyond.entry > state.last_id or not state.epochs.holds(beyond)):
+            state = await hot_state.read(self._client, shard, routes)
+        self._tails[shard].note(state)
+        return state
+
+
+def _rfc3339(ms: int) -> str:
+    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

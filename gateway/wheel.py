@@ -1,0 +1,54 @@
+"""One timer for everybody: connections get a beat every so often, spread evenly over the time between. Pure.
+
+Ten thousand heartbeats at one moment would hold the event loop for tens of milliseconds; a few of them at every tick
+do not.
+"""
+
+import itertools
+from collections.abc import Iterator
+from typing import Protocol
+
+SLOTS = 64
+
+
+class Connection(Protocol):
+    """What stays on the wheel from its first to its last moment, so that the wheel is also the list of all."""
+
+    slot: int
+
+    def beat(self, now: float) -> None:
+        """Called once per turn of the wheel."""
+
+    def dismiss(self) -> None:
+        """Ask the reader to reconnect, and end the connection."""
+
+
+class Wheel:
+    """Turns once in `period_s`."""
+
+    def __init__(self, period_s: float) -> None:
+        self.tick_s = period_s / SLOTS
+        self._slots: list[dict[Connection, None]] = [{} for _ in range(SLOTS)]
+        self._next = itertools.cycle(range(SLOTS))
+        self._at = 0
+
+    def add(self, connection: Connection) -> None:
+        """Put a connection on the wheel."""
+        connection.slot = next(self._next)
+        self._slots[connection.slot][connection] = None
+
+    def remove(self, connection: Connection) -> None:
+        """Take it off. Harmless when it is not on it."""
+        self._slots[connection.slot].pop(connection, None)
+
+    def tick(self, now: float) -> None:
+        """Call every `tick_s`."""
+        for connection in tuple(self._slots[self._at]):
+            connection.beat(now)
+        self._at = (self._at + 1) % SLOTS
+
+    def __iter__(self) -> Iterator[Connection]:
+        return itertools.chain.from_iterable(self._slots)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._slots))
