@@ -30,7 +30,7 @@ class Group:
     kind: Literal["vote", "match"]
     topic: str
     header: str
-    items: list[Argument] = field(default_factory=list)  # event id, body, event id, body, …
+    items: list[str | bytes] = field(default_factory=list)  # event id, body, event id, body, …
     sources: list[str] = field(default_factory=list)  # one per item, for the metrics
     suppression: str = ""
 

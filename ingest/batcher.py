@@ -77,7 +77,7 @@ class _Part:
     def __init__(self, group: Group, outcome: Outcome) -> None:
         self.group = group
         self.outcome = outcome
-        self.size = sum(map(len, group.items))  # type: ignore[arg-type]  # texts and bytes only
+        self.size = sum(map(len, group.items))
 
 
 class _Queue:
