@@ -3,7 +3,8 @@
 Executed as a file (standard library only, ~15 ms), it arranges for the death of its parent to kill it, then becomes
 the program by exec: same pid, same process group, so the parent supervises the program itself.
 
-Linux: PR_SET_PDEATHSIG, which survives exec. Elsewhere (macOS) there is no such thing: a small forked watcher polls
+Linux: PR_SET_PDEATHSIG, which survives exec. It is tied to the *thread* that started us, so start from one that lives
+as long as the process. Elsewhere (macOS) there is no such thing: a small forked watcher polls
 twice a second and kills the program when the parent is gone; the watcher ends with the program.
 SIGKILL and not SIGTERM, because it must not depend on the state the program is in; with an append-only file that is
 fsynced on every write, nothing acknowledged is lost by it.
@@ -40,6 +41,9 @@ def _fork_watcher(parent_pid: int) -> None:
     if os.fork() != 0:
         return
     os.setsid()
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):  # whoever reads the program's output shall see its end, not ours
+        os.dup2(nowhere, descriptor)
     while os.getppid() == program_pid:  # otherwise the program has ended, and so does its watcher
         try:
             os.kill(parent_pid, 0)

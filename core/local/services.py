@@ -31,6 +31,7 @@ def stages(settings: Settings, *, is_demo: bool) -> list[list[Service]]:
     """Services by stage of the start. `settings` are complete: every secret and every port is set."""
     environ = python_environment(environment(settings, os.environ))
     reader, writer = _probe_host(settings.gateway_host), _probe_host(settings.ingest_host)
+    consumer = _probe_host(settings.metrics_host)
 
     def ours(*arguments: str, name: str, host: str, port: int, stop_within_s: float = 10.0) -> Service:
         return Service(
@@ -49,8 +50,8 @@ def stages(settings: Settings, *, is_demo: bool) -> list[list[Service]]:
         Service("migrate", python_command("migrate"), environ, ready_within_s=MIGRATE_WITHIN_S, is_task=True)
     ])  # fmt: skip
     result.append([
-        ours("consume", "state", name="state", host="127.0.0.1", port=settings.state_metrics_port),
-        ours("consume", "archive", name="archive", host="127.0.0.1", port=settings.archive_metrics_port),
+        ours("consume", "state", name="state", host=consumer, port=settings.state_metrics_port),
+        ours("consume", "archive", name="archive", host=consumer, port=settings.archive_metrics_port),
         ours("ingest", name="ingest", host=writer, port=settings.ingest_port),
         ours("gateway", name="gateway", host=reader, port=settings.gateway_port, stop_within_s=settings.drain_s + 5.0),
     ])  # fmt: skip
@@ -73,9 +74,9 @@ def resolve_ports(settings: Settings, say: Say) -> Settings:
         changed["clickhouse_port"] = _port("127.0.0.1", settings.clickhouse_port, "clickhouse_port")
     for field in ("state_metrics_port", "archive_metrics_port"):
         try:
-            changed[field] = _port("127.0.0.1", getattr(settings, field), field)
+            changed[field] = _port(settings.metrics_host, getattr(settings, field), field)
         except Fatal as error:
-            changed[field] = _port("127.0.0.1", 0, field)
+            changed[field] = _port(settings.metrics_host, 0, field)
             say(f"{error}; using {changed[field]}")
     return msgspec.structs.replace(settings, **changed)
 
