@@ -1,0 +1,37 @@
+"""ClickHouse's HTTP interface over an in-process engine: a ClickHouse for one machine, with nothing to install.
+
+What enters      HTTP on loopback as a ClickHouse server takes it: SQL in the URL or the body, settings and `param_*` in
+                 the URL, data in any content encoding or in ClickHouse's own blocks, external tables as multipart
+What leaves      results in every format of the engine, streamed where the format allows it; errors with ClickHouse's
+                 codes, texts and statuses, also in the middle of a stream
+
+    app          the HTTP side and the life of the process: start, bounds, orderly stop
+    request      one HTTP request -> what is asked: who, which settings, which statement, which data
+    users        who may enter
+    execution    one statement on one connection, on a thread of the pool
+    engine       the only module that knows chdb: data directory, lock, version, connections, cancelling
+    sessions     connections kept between requests (`session_id`)
+    workers      the threads, how many run and how many wait
+    statements, encodings, native, multipart, errors       pure: text and bytes in, text and bytes out
+
+Invariants
+    * A request has a connection of its own (0.1 ms), so settings, current database and temporary tables die with
+      it; a session keeps one, and gets back what a request's URL had changed.
+    * One statement per request; nothing reads or writes the server's files on behalf of a client (server.xml,
+      users.xml, `statements`). The engine has no users of its own: whoever enters here may do what users.xml grants.
+    * A body is whole or it is refused: unfinished uploads and compressed frames insert nothing.
+    * Every buffer, queue, session and wait has a bound; what is over it is refused with a reason.
+    * No stack trace leaves the server.
+
+One process, one data directory. For more than one machine, replication or dictionaries run a ClickHouse server.
+Start reading at `app`, then `execution`.
+"""
+
+from core.settings import Settings
+
+
+def run(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT. Raises Fatal when it cannot start."""
+    from clickhouse.embedded.app import run as run_app  # the engine takes half a second to load
+
+    run_app(settings)

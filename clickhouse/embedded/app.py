@@ -1,0 +1,128 @@
+"""The process: start, routes, orderly stop."""
+
+import asyncio
+import os
+import socket
+from contextlib import suppress
+from pathlib import Path
+
+import uvloop
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from clickhouse.embedded.endpoint import StatementEndpoint
+from clickhouse.embedded.engine import Engine
+from clickhouse.embedded.limits import Limits
+from clickhouse.embedded.protocol import BoundedHeadProtocol
+from clickhouse.embedded.sessions import Sessions
+from clickhouse.embedded.users import DEFAULT_USER, Users
+from clickhouse.embedded.workers import Workers
+from core import http, logs
+from core.errors import Fatal
+from core.settings import PREFIX, Settings
+
+_EXPIRE_EVERY_S = 10.0
+_CANCEL_EVERY_S = 0.2
+_CANCEL_WITHIN_S = 5.0
+
+
+def run(settings: Settings) -> None:
+    """Composition root of `arenacast clickhouse`. Raises Fatal when it cannot start."""
+    logs.configure("clickhouse", settings)
+    password = settings.secret("clickhouse_password")
+    uvloop.run(serve(settings.data_dir / "clickhouse", settings.clickhouse_port, password))
+
+
+async def serve(
+    data_dir: Path, port: int, password: str, host: str = "127.0.0.1", limits: Limits | None = None
+) -> None:
+    """Serve the data in `data_dir` until SIGTERM or SIGINT.
+
+    Stops within `limits.drain_s` and a few seconds: the listener closes, statements may finish, then they are
+    cancelled. Raises Fatal when the directory is in use, the port is taken, or the password is empty.
+    """
+    if not password:
+        raise Fatal(f"{PREFIX}CLICKHOUSE_PASSWORD is empty")
+    limits = limits or Limits()
+    stop = http.stop_event()
+    listener = _listener(host, port)
+    try:
+        engine = Engine(data_dir)
+    except BaseException:
+        listener.close()
+        raise
+    workers = Workers(limits.running_max, limits.waiting_max, limits.wait_max_s)
+    sessions = Sessions(engine.connect, limits.sessions_max)
+    app = create_app(StatementEndpoint(engine, Users({DEFAULT_USER: password}), sessions, workers, limits))
+    server = http.Server(
+        http.config(
+            app, host, port, http=BoundedHeadProtocol, limit_concurrency=limits.connections_max,
+            timeout_graceful_shutdown=int(limits.drain_s + _CANCEL_WITHIN_S) + 1,
+        )
+    )  # fmt: skip
+    serving = asyncio.create_task(server.serve([listener]))
+    expiring = asyncio.create_task(_expire(sessions))
+    address = listener.getsockname()
+    logs.get().info("listening", host=address[0], port=address[1], engine=engine.version, data=str(data_dir))
+    await asyncio.wait({serving, asyncio.create_task(stop.wait())}, return_when=asyncio.FIRST_COMPLETED)
+    server.should_exit = True
+    expiring.cancel()
+    await _drain(serving, engine, workers, limits.drain_s)
+    if not await workers.idle(_CANCEL_WITHIN_S):
+        # Threads cannot be ended, and waiting for them would be for ever; the data survives worse (kill -9).
+        logs.get().error("statements do not stop, leaving without closing the data", statements=workers.busy)
+        os._exit(1)
+    workers.close()
+    sessions.close()
+    engine.close()
+    await serving  # its error, if that is why we are here
+
+
+def create_app(statement: StatementEndpoint) -> Starlette:
+    """The routes of ClickHouse's HTTP interface."""
+    return Starlette(
+        routes=[
+            Route("/ping", _ok),
+            Route("/replicas_status", _ok),
+            Route("/", statement, methods=["GET", "POST"]),
+        ]
+    )
+
+
+async def _ok(_request: Request) -> Response:
+    return PlainTextResponse("Ok.\n")
+
+
+async def _drain(serving: "asyncio.Task[None]", engine: Engine, workers: Workers, drain_s: float) -> None:
+    """Let statements finish, then cancel them until none is left."""
+    done, _ = await asyncio.wait({serving}, timeout=drain_s)
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + _CANCEL_WITHIN_S
+    while not done and loop.time() < deadline:
+        await workers.control(engine.cancel_all)
+        done, _ = await asyncio.wait({serving}, timeout=_CANCEL_EVERY_S)
+    if not done:
+        serving.cancel()
+        with suppress(asyncio.CancelledError):
+            await serving
+
+
+async def _expire(sessions: Sessions) -> None:
+    """Sessions that nobody uses any more are closed although nobody asks."""
+    while True:
+        await asyncio.sleep(_EXPIRE_EVERY_S)
+        sessions.expire()
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    """Bound but not yet listening, so that nobody is kept waiting while the data is opened."""
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise Fatal(f"{PREFIX}CLICKHOUSE_PORT: cannot listen on {host}:{port}: {error.strerror}") from error
+    return listener

@@ -1,0 +1,193 @@
+"""The ClickHouse engine inside this process (chdb-core), and everything that knows it.
+
+One engine and one data directory per process. The engine is loaded when it is opened, not when this module is imported.
+"""
+
+import fcntl
+import os
+from collections.abc import Mapping
+from contextlib import chdir
+from pathlib import Path
+from typing import IO, Any, NamedTuple, Protocol
+
+from clickhouse.embedded.request import quote
+from core import logs
+from core.errors import Fatal
+
+SERIES = "26.9."
+"""Version of the engine this package was written and tested for: it leans on details that no interface promises."""
+
+_HERE = Path(__file__).parent
+
+# As a server would have them: no `SELECT` supplied where it is missing, no functions that show the process's memory.
+_SESSION_SETTINGS = "implicit_select=0&allow_introspection_functions=0"
+
+
+class Result(Protocol):
+    """What a statement gave."""
+
+    def bytes(self) -> bytes: ...
+    def has_error(self) -> bool: ...
+    def error_message(self) -> str: ...
+    def rows_read(self) -> int: ...
+    def bytes_read(self) -> int: ...
+    def rows_written(self) -> int: ...
+    def bytes_written(self) -> int: ...
+    def storage_rows_read(self) -> int: ...
+    def storage_bytes_read(self) -> int: ...
+
+
+class Connection(Protocol):
+    """A connection of chdb: one statement at a time. The calls release the interpreter's lock; errors are RuntimeError
+    with the text of ClickHouse's exception."""
+
+    def query(self, sql: bytes | str, format: str = ..., *, params: Mapping[str, str] = ...) -> Result: ...
+    def send_query(self, sql: bytes | str, format: str = ..., *, params: Mapping[str, str] = ...) -> object: ...
+    def streaming_fetch_result(self, stream: object) -> Result | None: ...
+    def streaming_cancel_query(self, stream: object) -> None: ...
+    def send_insert(self, sql: bytes | str, format: str = ...) -> object: ...
+    def insert_append(self, insert: object, data: bytes) -> None: ...
+    def insert_done(self, insert: object) -> Result: ...
+    def insert_cancel(self, insert: object) -> None: ...
+    def classify_query(self, sql: bytes | str, target_database: str = ...) -> dict[str, Any]: ...
+    def close(self) -> None: ...
+
+
+class Classification(NamedTuple):
+    """The engine's own opinion of a text, without running it."""
+
+    kind: str
+    """READ_ONLY, MUTATING, MUTATING_GLOBAL, CONTROL, or UNKNOWN when it does not parse."""
+    statements: int
+
+
+class Engine:
+    """An open engine. Thread-safe; a connection is not."""
+
+    def __init__(self, data_dir: Path) -> None:
+        """Open the data in `data_dir`, which is created when missing.
+
+        Raises Fatal when another process has it open, when it was written by a newer engine, or when the engine is not
+        the one this was made for.
+        """
+        self._path = data_dir.absolute()
+        if "?" in f"{self._path}{_HERE}":
+            raise Fatal(f"the engine cannot open a path with a question mark in it: {self._path}")
+        self._prepare_directory()
+        self._lock = self._take_lock()
+        try:
+            self._chdb = self._load()
+            self._root = self._open()
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def connect(self) -> Connection:
+        """A connection with settings, current database and temporary tables of its own. Takes 0.1 ms."""
+        connection: Connection = self._chdb.connect(f"{self._path}?{_SESSION_SETTINGS}")
+        return connection
+
+    def cancel(self, tag: str) -> None:
+        """Cancel what runs with `log_comment = tag`; takes effect within a block of data."""
+        self._kill(f"Settings['log_comment'] = {quote(tag)}")
+
+    def cancel_all(self) -> None:
+        """Cancel everything that runs."""
+        self._kill("query_id != queryID()")
+
+    def close(self) -> None:
+        """Close the data. All connections must have been closed."""
+        self._root.close()
+        self._lock.close()
+
+    def _kill(self, condition: str) -> None:
+        connection = self.connect()
+        try:
+            connection.query(f"KILL QUERY WHERE {condition} ASYNC FORMAT Null")
+        finally:
+            connection.close()
+
+    def _prepare_directory(self) -> None:
+        try:
+            self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._path.chmod(0o700)  # it may have been there
+        except OSError as error:
+            raise Fatal(f"cannot use {self._path} for ClickHouse's data: {error.strerror}") from error
+
+    def _take_lock(self) -> IO[str]:
+        """A lock of our own in front of the engine's, to say whose the directory is; the kernel frees it."""
+        path = self._path / "arenacast.lock"
+        lock = path.open("a+")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            owner = path.read_text().strip() or "?"
+            lock.close()
+            raise Fatal(f"ClickHouse's data in {self._path} is in use by another process (pid {owner})") from error
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        return lock
+
+    def _load(self) -> Any:
+        with chdir(self._path):  # a config.xml in the working directory would be taken for the engine's
+            try:
+                from chdb import _chdb
+            except ImportError as error:
+                raise Fatal(f"the ClickHouse engine cannot be loaded: {error}") from error
+        return _chdb
+
+    def _open(self) -> Connection:
+        backups = self._path / "backups"
+        arguments = (
+            f"config-file={_HERE / 'server.xml'}&users_config={_HERE / 'users.xml'}"
+            f"&storage_configuration.disks.backups.path={backups}/"
+        )
+        marker = self._path / "engine.version"
+        written_by = marker.read_text().strip() if marker.exists() else ""
+        try:
+            root: Connection = self._chdb.connect(f"{self._path}?{arguments}")
+        except RuntimeError as error:
+            raise Fatal(f"ClickHouse's data in {self._path} cannot be opened, see the line above") from error
+        try:
+            self.version, self.timezone = (
+                root.query("SELECT version(), timezone()", "TabSeparated").bytes().decode().split()
+            )
+            if not self.version.startswith(SERIES):
+                raise Fatal(f"the ClickHouse engine is {self.version}, needed is {SERIES}x: install chdb-core 26.9.0")
+            if _numbers(written_by) > _numbers(self.version):
+                raise Fatal(f"the data in {self._path} was written by ClickHouse {written_by}, this is {self.version}")
+            self._replace_default_database(root)
+            if written_by != self.version:
+                marker.write_text(self.version + "\n")
+        except BaseException:
+            root.close()
+            raise
+        return root
+
+    def _replace_default_database(self, root: Connection) -> None:
+        """Make `default` a plain database.
+
+        As a local tool the engine puts its file system behind that database, so that a name that is no table is
+        looked for as a file; every unknown table would then be a missing grant to read files.
+        """
+        if (self._path / "metadata" / "default.sql").exists():
+            root.query(
+                "DETACH DATABASE default SETTINGS check_table_dependencies=0, check_referential_table_dependencies=0"
+            )
+            root.query("ATTACH DATABASE default")
+        elif root.query("SELECT count() FROM system.tables WHERE database = 'default'", "TSV").bytes() == b"0\n":
+            root.query("DROP DATABASE default")
+            root.query("CREATE DATABASE default ENGINE = Atomic")
+        else:
+            logs.get().warning("database default was made by another program and stays as it is")
+
+
+def classify(connection: Connection, sql: bytes) -> Classification:
+    """What the engine thinks a text would do."""
+    found = connection.classify_query(sql)
+    return Classification(found["query_class"].name, found["statement_count"])
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdecimal())
