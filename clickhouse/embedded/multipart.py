@@ -1,12 +1,15 @@
 """multipart/form-data, as external tables are sent. Pure, in memory: nothing is spooled to disk."""
 
 from email.message import Message
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from python_multipart.exceptions import MultipartParseError
-from python_multipart.multipart import MultipartCallbacks, MultipartParser
+from python_multipart.multipart import MultipartParser
 
 from clickhouse.embedded.errors import ClickHouseError, Code
+
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
 
 PARTS_MAX = 1000
 """Fields and files of one body: each costs an object, however small it is."""
@@ -43,7 +46,7 @@ class _Collector:
         self._disposition = ""
         self._data: list[bytes] = []
 
-    def callbacks(self) -> MultipartCallbacks:
+    def callbacks(self) -> "MultipartCallbacks":
         return {
             "on_part_begin": self._begin,
             "on_header_field": self._on_header_field,

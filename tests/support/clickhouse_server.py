@@ -36,7 +36,8 @@ class ClickHouseServer:
         self.password = password
         self._log = directory.with_name(directory.name + ".log")
         self._command = [
-            sys.executable, "-P", "-m", "clickhouse.embedded", "--path", str(directory), "--port", str(port), *arguments,
+            sys.executable, "-P", "-m", "clickhouse.embedded",
+            "--path", str(directory), "--port", str(port), *arguments,
         ]  # fmt: skip
         self._process: subprocess.Popen[bytes] | None = None
 
