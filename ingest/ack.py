@@ -65,7 +65,7 @@ async def inspect(client: Redis) -> Server:
     pipe = client.pipeline(transaction=False)
     pipe.info("persistence")
     pipe.info("replication")
-    pipe.execute_command("COMMAND", "INFO", "WAITAOF")
+    pipe.execute_command("WAITAOF", 0, 0, 1)  # waits for nothing: an error where the command does not exist
     pipe.config_get("appendfsync")
     persistence, replication, waitaof, config = await call(pipe.execute(raise_on_error=False))
     for reply in (persistence, replication):
@@ -74,9 +74,14 @@ async def inspect(client: Redis) -> Server:
     return Server(
         has_aof=persistence.get("aof_enabled") == 1,
         fsync=config.get("appendfsync") if isinstance(config, Mapping) else None,
-        has_waitaof=bool(waitaof) and not isinstance(waitaof, Exception),
-        replicas=int(replication.get("connected_slaves", 0)),
+        has_waitaof=not isinstance(waitaof, Exception),
+        replicas=sum(1 for replica in replication.values() if _is_online(replica)),
     )
+
+
+def _is_online(entry: object) -> bool:
+    """Of INFO replication: `slave<n>` of a replica that follows; one that still copies cannot confirm anything."""
+    return isinstance(entry, Mapping) and entry.get("state") == "online"
 
 
 class AckRedis(redis.Redis):

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
@@ -67,21 +68,32 @@ async def app(settings: Settings) -> AsyncIterator[ASGIApp]:
         yield application
 
 
+@asynccontextmanager
+async def http_client(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
+    """A service of its own for these settings, and a client with its key."""
+    async with service(settings, asyncio.Event()) as application:
+        assert application is not None
+        async with _client(application, {"Authorization": f"Bearer {settings.ingest_key}"}) as client:
+            yield client
+
+
 @pytest.fixture
 async def stranger(app: ASGIApp) -> AsyncIterator[httpx.AsyncClient]:
     """A client without the key."""
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://ingest") as client:
+    async with _client(app, {}) as client:
         yield client
 
 
 @pytest.fixture
 async def client(app: ASGIApp, settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
     """A client with the key."""
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    headers = {"Authorization": f"Bearer {settings.ingest_key}"}
-    async with httpx.AsyncClient(transport=transport, base_url="http://ingest", headers=headers) as client:
+    async with _client(app, {"Authorization": f"Bearer {settings.ingest_key}"}) as client:
         yield client
+
+
+def _client(app: ASGIApp, headers: dict[str, str]) -> httpx.AsyncClient:
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    return httpx.AsyncClient(transport=transport, base_url="http://ingest", headers=headers)
 
 
 @pytest.fixture
