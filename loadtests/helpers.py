@@ -22,6 +22,7 @@ class Helper:
     def __init__(self, module: str, spec: Any, directory: Path) -> None:
         """Start `python -m <module> SPEC`. Call from the main thread: a helper is tied to the thread that starts it."""
         directory.mkdir(parents=True, exist_ok=True)
+        self.directory = directory
         self.name = module.rpartition(".")[2]
         self._errors = directory / "errors.log"
         (directory / "spec.json").write_bytes(msgspec.json.encode(spec))

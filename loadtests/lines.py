@@ -1,7 +1,44 @@
-"""What the generator's processes tell each other: one line of JSON at a time over standard input and output."""
+"""What the generator's processes tell each other: a specification as a file, then lines of JSON over pipes."""
+
+from typing import Literal
 
 import msgspec
 from msgspec import Struct, field
+
+from loadtests import curves
+from loadtests.mix import Scenario
+
+Shape = Literal["sustained", "burst"]
+
+
+class SenderSpec(Struct):
+    """What `loadtests.users` runs. `sse`, `ws`, `topics`: subscribers in the same process; usually none, see there."""
+
+    ingest_url: str
+    key: str
+    shape: Shape
+    rate: float
+    seconds: float
+    scenario: Scenario
+    directory: str
+    senders: int
+    gateway_urls: list[str] = []
+    sse: int = 0
+    ws: int = 0
+    topics: list[tuple[str, ...]] = []
+
+    def curve(self) -> curves.Curve:
+        """Events per second over time; `rate` is the burst's peak."""
+        return (curves.burst if self.shape == "burst" else curves.sustained)(self.rate, self.seconds)
+
+
+class SubscribersSpec(Struct):
+    """What `loadtests.subscribers` runs. `topics`: one tuple each; the first `sse` use SSE, the rest WebSocket."""
+
+    gateway_urls: list[str]
+    sse: int
+    topics: list[tuple[str, ...]]
+    directory: str
 
 
 class Go(Struct):
@@ -19,7 +56,7 @@ class Finish(Struct):
 
 
 class Report(Struct, omit_defaults=True):
-    """What a child says. Exactly one of `ready`, `sent`, `done` and `error` is set, or only the progress figures."""
+    """What a child says: one of the first four, or how far it has come."""
 
     ready: int | None = None
     sent: bool | None = None

@@ -49,16 +49,15 @@ class Sampler(threading.Thread):
         self._generators = dict(generators)
         self._supervisor_pid = supervisor_pid
         self._used: dict[int, float] = {}
+        self._roles: dict[int, str] = {}
         self._stop_event = threading.Event()
 
     def run(self) -> None:
         """Thread body."""
-        self._sample(0.0, psutil.cpu_times())
-        before, machine = time.monotonic(), psutil.cpu_times()
+        before, busy_s = time.monotonic(), self._sample(0.0, 0.0)
         while not self._stop_event.wait(INTERVAL_S):
             now = time.monotonic()
-            machine = self._sample(now - before, machine)
-            before = now
+            before, busy_s = now, self._sample(now - before, busy_s)
 
     def finish(self) -> Samples:
         """Stop and give what was measured."""
@@ -66,8 +65,10 @@ class Sampler(threading.Thread):
         self.join()
         return self.samples
 
-    def _sample(self, elapsed_s: float, machine: "psutil._common.scputimes") -> "psutil._common.scputimes":
-        now = psutil.cpu_times()
+    def _sample(self, elapsed_s: float, busy_before_s: float) -> float:
+        """Measure; the machine's busy time so far. Nothing is recorded for an `elapsed_s` of 0."""
+        machine = psutil.cpu_times()
+        busy_s = machine.user + machine.nice + machine.system
         used_s: dict[str, float] = {}
         memory: dict[str, float] = {}
         for process, role in self._processes():
@@ -80,10 +81,9 @@ class Sampler(threading.Thread):
             memory[role] = memory.get(role, 0.0) + resident / 1e6
             self._used[process.pid] = total
         if elapsed_s:
-            busy = (now.user + now.system) - (machine.user + machine.system)
-            used_s[OTHERS] = max(0.0, busy - sum(used_s.values()))
+            used_s[OTHERS] = max(0.0, busy_s - busy_before_s - sum(used_s.values()))
             self._append(elapsed_s, used_s, memory)
-        return now
+        return busy_s
 
     def _append(self, elapsed_s: float, used_s: dict[str, float], memory: dict[str, float]) -> None:
         samples = self.samples
@@ -102,7 +102,10 @@ class Sampler(threading.Thread):
         if self._supervisor_pid is not None and psutil.pid_exists(self._supervisor_pid):
             supervisor = psutil.Process(self._supervisor_pid)
             for process in (supervisor, *supervisor.children(recursive=True)):
-                found.append((process, _role(process)))
+                role = self._roles.get(process.pid)
+                if role is None:
+                    role = self._roles[process.pid] = _role(process)
+                found.append((process, role))
         return found
 
 

@@ -10,10 +10,6 @@ from locust import LoadTestShape
 from loadtests import curves
 from loadtests.curves import Curve
 
-SENDERS = 200
-"""Requests open at once. At 900 requests/s a pipeline that stands still for a fifth of a second uses them all; then the
-sender falls behind its schedule, catches up as fast as it can, and the wait is in the latencies."""
-
 
 class CurveShape(LoadTestShape):
     """Constant users until the plan has been carried out."""
@@ -23,7 +19,7 @@ class CurveShape(LoadTestShape):
     is_over = False
     """Set by the sender when nothing is due or open any more."""
 
-    def __init__(self, curve: Curve | None = None, users: int = SENDERS + 1) -> None:
+    def __init__(self, curve: Curve | None = None, users: int = 201) -> None:
         """`curve` for a shorter or gentler one than the class has."""
         super().__init__()  # type: ignore[no-untyped-call]
         self.users = users

@@ -1,6 +1,6 @@
 """All subscribers in one lean process: uvloop, one small protocol object per connection, no task per message.
 
-    python -m loadtests.subscribers SPEC.json       (started by `python -m loadtests`; SPEC is a `Spec`)
+    python -m loadtests.subscribers SPEC.json     (started by `python -m loadtests`; SPEC: `lines.SubscribersSpec`)
 
 It talks to whoever started it (`loadtests.lines`): says `ready` when every subscriber was welcomed, reads one `Finish`
 ("stop when you have seen this much, or at the deadline"), writes its files and says `done`. End of input means that the
@@ -17,11 +17,10 @@ from pathlib import Path
 
 import msgspec
 import uvloop
-from msgspec import Struct
 from websockets.exceptions import WebSocketException
 
 from loadtests import seen
-from loadtests.lines import Finish, Report, say
+from loadtests.lines import Finish, Report, SubscribersSpec, say
 from loadtests.reader import Reader
 from loadtests.wire import SseStream, Stream, StreamRefused, WebSocketStream
 
@@ -32,15 +31,6 @@ RECONNECT_S = (0.1, 2.0)
 LAG_INTERVAL_S = 0.02
 FAILURES_MAX = 100
 _POLL_S = 0.02
-
-
-class Spec(Struct):
-    """What to run. `topics` has one tuple per subscriber; the first `sse` of them use SSE, the rest WebSocket."""
-
-    gateway_urls: list[str]
-    sse: int
-    topics: list[tuple[str, ...]]
-    directory: str
 
 
 class Connection(asyncio.Protocol):
@@ -84,7 +74,7 @@ class Connection(asyncio.Protocol):
 class Crowd:
     """Every subscriber of this process; each reconnects, to the next gateway, until `stop`."""
 
-    def __init__(self, spec: Spec) -> None:
+    def __init__(self, spec: SubscribersSpec) -> None:
         self.readers = [
             Reader(f"{'sse' if number < spec.sse else 'ws'}-{number}", topics)
             for number, topics in enumerate(spec.topics)
@@ -170,7 +160,7 @@ async def _input() -> asyncio.StreamReader:
     return reader
 
 
-async def _main(spec: Spec) -> None:
+async def _main(spec: SubscribersSpec) -> None:
     commands = await _input()
     crowd, lag = Crowd(spec), LoopLag()
     crowd.start()
@@ -195,7 +185,7 @@ async def _main(spec: Spec) -> None:
 
 def main() -> None:
     """Entry point; the specification is the only argument."""
-    uvloop.run(_main(msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=Spec)))
+    uvloop.run(_main(msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=SubscribersSpec)))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Locust's users: voters and the match feed over HTTP, and subscribers over SSE and WebSocket.
 
-    python -m loadtests.users SPEC.json       (started by `python -m loadtests`; SPEC is a `Spec`)
+    python -m loadtests.users SPEC.json     (started by `python -m loadtests`; SPEC: `lines.SenderSpec`)
 
 MEASURED
 """
@@ -17,11 +17,9 @@ import msgspec
 from locust import FastHttpUser, User, task
 from locust.env import Environment
 from locust.exception import StopUser
-from msgspec import Struct
 
-from loadtests import curves, seen, shapes
-from loadtests.lines import Finish, Go, Report, say
-from loadtests.mix import Scenario
+from loadtests import seen, shapes
+from loadtests.lines import Finish, Go, Report, SenderSpec, say
 from loadtests.plan import MatchPlan, Plan
 from loadtests.reader import Reader
 from loadtests.sending import Sending, wait_until
@@ -32,31 +30,10 @@ EVENTS_PER_BODY = 50
 _FINISH_POLL_S = 0.05
 
 
-class Spec(Struct):
-    """What to run. `sse`, `ws`, `topics`: subscribers in this process; none by default, see the module docstring."""
-
-    ingest_url: str
-    key: str
-    curve: str
-    rate: float
-    seconds: float
-    scenario: Scenario
-    directory: str
-    gateway_urls: list[str] = []
-    sse: int = 0
-    ws: int = 0
-    topics: list[tuple[str, ...]] = []
-    senders: int = shapes.SENDERS
-
-    def make_curve(self) -> curves.Curve:
-        """The rate over time."""
-        return (curves.burst if self.curve == "burst" else curves.sustained)(self.rate, self.seconds)
-
-
 class Load(Environment):
     """Locust's environment with what our users share."""
 
-    def __init__(self, spec: Spec, **options: Any) -> None:
+    def __init__(self, spec: SenderSpec, **options: Any) -> None:
         super().__init__(**options)
         self.sending = Sending(spec.key)
         self.readers: list[Reader] = []
@@ -146,14 +123,14 @@ class WebSocketSubscriber(Subscriber):
     """Reads a WebSocket."""
 
 
-def _environment(spec: Spec) -> Load:
+def _environment(spec: SenderSpec) -> Load:
     classes: list[type[User]] = [Voter, MatchFeed]
     Voter.fixed_count = spec.senders
     for kind, number in ((SseSubscriber, spec.sse), (WebSocketSubscriber, spec.ws)):
         kind.fixed_count = number
         if number:
             classes.append(kind)
-    shape = shapes.of(spec.make_curve(), spec.senders + 1 + spec.sse + spec.ws)
+    shape = shapes.of(spec.curve(), spec.senders + 1 + spec.sse + spec.ws)
     load = Load(spec, user_classes=classes, shape_class=shape, host=spec.ingest_url)
     for number, topics in enumerate(spec.topics):
         reader = Reader(f"{'sse' if number < spec.sse else 'ws'}-{number}", topics)
@@ -167,7 +144,7 @@ def _line() -> bytes:
     return gevent.get_hub().threadpool.apply(sys.stdin.buffer.readline)  # type: ignore[no-any-return]
 
 
-def _run(spec: Spec) -> None:
+def _run(spec: SenderSpec) -> None:
     load = _environment(spec)
     sending, shape = load.sending, load.shape_class
     assert isinstance(shape, shapes.CurveShape)
@@ -210,7 +187,7 @@ def _finish(load: Load, directory: Path) -> None:
 
 def main() -> None:
     """Entry point; the specification is the only argument."""
-    _run(msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=Spec))
+    _run(msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=SenderSpec))
 
 
 if __name__ == "__main__":
