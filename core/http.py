@@ -9,13 +9,14 @@ from typing import Any
 
 import msgspec
 import uvicorn
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from core import logs
+from core.metrics import exposition
 from core.problem import HANDLERS
 
 Check = Callable[[], Awaitable[str]]
@@ -30,7 +31,7 @@ def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | No
 
 
 async def _metrics(_request: Request) -> Response:
-    return Response(generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+    return Response(exposition(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
 async def _healthz(_request: Request) -> Response:

@@ -4,7 +4,10 @@ Labels are closed sets: topic, match, poll and subscriber are never labels. Hot 
 flush; see `WeightedHistogram` for latencies that hold for many deliveries at once.
 """
 
-from prometheus_client import Counter, Gauge, Histogram
+import os
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.utils import INF
 
 LATENCY_BUCKETS_MS = (1, 2, 5, 10, 20, 50, 100, 200, 300, 500, 1000, 2000, 5000, INF)
@@ -42,7 +45,7 @@ UNACCOUNTED = Gauge("votes_unaccounted", "Votes accepted up to a common position
 DEAD = Counter("dead_letters", "Entries that could not be processed", ["group"])
 LOOP_ERRORS = Counter("loop_errors", "Failures that a loop survived and backed off from", ["loop"])
 
-CONNECTIONS = Gauge("gateway_connections", "Open subscriber connections", ["transport"])
+CONNECTIONS = Gauge("gateway_connections", "Open subscriber connections", ["transport"], multiprocess_mode="livesum")
 DELIVERIES = Counter("gateway_deliveries", "Messages written to subscribers", ["transport", "class"])
 CONFLATED = Counter("gateway_conflated", "State messages skipped for a lagging subscriber")
 EVICTIONS = Counter("gateway_evictions", "Connections closed by the server for the reader's slowness", ["reason"])
@@ -50,6 +53,19 @@ RESUMES = Counter("gateway_resumes", "Verdicts given on cursors", ["verdict"])
 
 ARCHIVE_ROWS = Counter("archive_rows", "Rows committed to ClickHouse", ["table"])
 ARCHIVE_INSERT = Histogram("archive_insert_seconds", "Duration of one insert")
+
+
+def exposition() -> bytes:
+    """All metrics in Prometheus' text format: of this process, or of all workers that share a port.
+
+    The workers of one gateway keep their values in files (prometheus_client's multiprocess mode, which its own variable
+    switches on before it is imported); whichever of them is asked gives the sum.
+    """
+    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        return generate_latest(REGISTRY)
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    return generate_latest(registry)
 
 
 def source_label(source: str) -> str:
