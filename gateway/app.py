@@ -1,68 +1,168 @@
-"""Composition root of the gateway: reads nothing but its settings, makes every client, hands them down."""
+"""Composition root of the gateway: takes its settings, makes every client, hands them down, and ends in order."""
 
 import asyncio
+import multiprocessing
 import secrets
+import socket
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import uvloop
 from starlette.applications import Starlette
 
+from clickhouse.client import ClickHouse
 from core import http, logs
-from core.errors import Retry
+from core.errors import Fatal, Retry
 from core.problem import HANDLERS
-from core.redis_client import Redis, connect, identify
+from core.redis_client import Redis, call, connect, identify
 from core.settings import Settings
-from gateway.api import stream
+from gateway.api import history, site, state, stream, updates, ws
 from gateway.policy import Policy
 from gateway.service import Service
-from gateway.takeover import TakeoverProtocol
+from gateway.takeover import TakeoverProtocol, websocket_protocol
+from gateway.websocket import WebSocket
+from gateway.workers import run_workers
 
-CONNECTIONS_EXTRA = 16
+REDIS_CONNECTIONS_EXTRA = 16
 """Connections to Redis beside one blocking read per shard."""
 
+SHARDS_MAX = 64
 
-def make_app(service: Service) -> Any:
+BACKLOG = 4096
+"""Connections waiting to be accepted: a crowd comes back at once after a gateway died."""
+
+
+def make_app(service: Service, clickhouse: ClickHouse) -> Any:
     """The ASGI application."""
-    checks: dict[str, http.Check] = {}
-    routes = [*stream.routes(service), *http.operations(checks)]
+    routes = [
+        *stream.routes(service),
+        *ws.routes(service),
+        *updates.routes(service),
+        *state.routes(service),
+        *history.routes(clickhouse),
+        *http.operations({"redis": _redis_check(service), "clickhouse": _clickhouse_check(clickhouse)}),
+        *site.routes(),
+    ]
     return Policy(Starlette(routes=routes, exception_handlers=HANDLERS), service.settings.cors_origins)
 
 
 def run(settings: Settings, workers: int = 1) -> None:
-    """Serve until SIGTERM or SIGINT, then drain."""
-    logs.configure("gateway", settings)
-    uvloop.run(serve(settings))
+    """Serve until SIGTERM or SIGINT, then drain. Raises Fatal when it cannot serve at all."""
+    if workers == 1:
+        logs.configure("gateway", settings)
+        with _listen(settings) as listener:
+            work(settings, listener)
+        return
+    logs.configure("gateway-parent", settings)
+    with _listen(settings) as listener:
+        run_workers(settings, workers, listener, work)
 
 
-async def serve(settings: Settings) -> None:
-    """One worker."""
+def work(settings: Settings, listener: socket.socket) -> None:
+    """One worker's life."""
+    uvloop.run(_serve(settings, listener))
+
+
+async def _serve(settings: Settings, listener: socket.socket) -> None:
     stop = http.stop_event()
-    client = connect(settings, connections_max=64 + CONNECTIONS_EXTRA)
-    log_id, shards = await _identify(client, settings)
-    service = Service(settings, client, log_id, shards)
-    config = http.config(make_app(service), settings.gateway_host, settings.gateway_port, http=TakeoverProtocol)
+    parent = multiprocessing.parent_process()
+    if parent is not None:  # its death, however sudden, is ours too
+        asyncio.get_running_loop().add_reader(parent.sentinel, stop.set)
+    async with clients(settings) as (client, clickhouse):
+        identity = await find_log(client, settings, stop)
+        if identity is not None:
+            await serve_readers(Service(settings, client, *identity), clickhouse, listener, stop)
+
+
+@asynccontextmanager
+async def clients(settings: Settings) -> AsyncIterator[tuple[Redis, ClickHouse]]:
+    """Clients of the two servers, closed at the end."""
+    client = connect(settings, connections_max=SHARDS_MAX + REDIS_CONNECTIONS_EXTRA)
+    clickhouse = ClickHouse(settings.clickhouse_target)
+    try:
+        yield client, clickhouse
+    finally:
+        await clickhouse.close()
+        await client.aclose()
+
+
+async def serve_readers(service: Service, clickhouse: ClickHouse, listener: socket.socket, stop: asyncio.Event) -> None:
+    """Accept and serve on `listener` until `stop`, then drain."""
+    settings = service.settings
+    config = http.config(
+        make_app(service, clickhouse),
+        settings.gateway_host,
+        settings.gateway_port,
+        http=TakeoverProtocol,
+        ws=websocket_protocol(lambda: WebSocket(service)),
+        backlog=BACKLOG,
+    )
     server = http.Server(config)
     clock = asyncio.create_task(service.run())
-    serving = asyncio.create_task(server.serve())
-    await stop.wait()
-    for listener in server.servers:
-        listener.close()
-    await service.drain()
-    server.should_exit = True
-    await serving
-    clock.cancel()
-    await service.stop()
-    await client.aclose()
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        done, _ = await asyncio.wait({clock, serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if stopping not in done:
+            (clock if clock in done else serving).result()  # neither ends by itself: this raises why it did
+            raise Fatal("the server ended by itself")
+        for accepting in server.servers:  # stop accepting
+            accepting.close()
+        await service.drain()  # ask to reconnect elsewhere
+        server.should_exit = True  # let requests under way finish, with uvicorn's own bound
+        await serving
+    finally:
+        for task in (clock, serving, stopping):
+            task.cancel()
+        await asyncio.gather(clock, serving, stopping, return_exceptions=True)
+        await service.stop()
 
 
-async def _identify(client: Redis, settings: Settings) -> tuple[str, int]:
-    log = logs.get()
+def _listen(settings: Settings) -> socket.socket:
+    host, port = settings.gateway_host, settings.gateway_port
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise Fatal(f"ARENACAST_GATEWAY_PORT: cannot listen on {host}:{port}: {error.strerror}") from error
+
+
+async def find_log(client: Redis, settings: Settings, stop: asyncio.Event) -> tuple[str, int] | None:
+    """Which log this is; None when asked to stop before Redis answered."""
     delay_s = 0.1
-    while True:
+    while not stop.is_set():
         try:
             return await identify(client, settings, proposal=secrets.token_hex(8), now_ms=int(time.time() * 1000))
         except Retry as error:
-            log.warning("waiting for Redis", error=str(error))
-            await asyncio.sleep(delay_s)
+            logs.get().warning("waiting for Redis", error=str(error))
+        try:
+            await asyncio.wait_for(stop.wait(), delay_s)
+        except TimeoutError:
             delay_s = min(2.0, delay_s * 2)
+    return None
+
+
+def _redis_check(service: Service) -> http.Check:
+    async def check() -> str:
+        if service.is_draining:
+            return "draining"
+        try:
+            await call(service.client.ping())
+        except Retry as error:
+            return str(error)
+        return ""
+
+    return check
+
+
+def _clickhouse_check(clickhouse: ClickHouse) -> http.Check:
+    async def check() -> str:
+        try:
+            await clickhouse.query("SELECT 1", timeout_s=http.CHECK_TIMEOUT_S / 2)
+        except (Retry, Fatal) as error:
+            return f"warning: {error}; live goes on, stored events and replays do not"
+        return ""
+
+    return check

@@ -20,22 +20,33 @@ LINGER_S = 5.0
 class Connection(asyncio.Protocol):
     """A socket taken over from the HTTP server, with its transport's flow control."""
 
-    __slots__ = ("_fd", "_service", "_write_through", "is_paused", "slot", "transport")
+    __slots__ = ("_fd", "_service", "is_paused", "slot", "transport")
 
-    def __init__(self, service: Service, transport: asyncio.Transport) -> None:
+    transport: asyncio.Transport
+
+    def __init__(self, service: Service) -> None:
         self._service = service
-        self.transport = transport
+        self._fd = -1
         self.is_paused = False
         self.slot = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
         sock = cast(socket.socket, transport.get_extra_info("socket"))
-        self._fd = sock.fileno()
+        if transport.get_extra_info("sslcontext") is None:
+            self._fd = sock.fileno()
         tune(sock)
-        transport.set_write_buffer_limits(high=service.high_water, low=service.high_water // 4)
+        self.transport.set_write_buffer_limits(high=self._service.high_water, low=self._service.high_water // 4)
+
+    @property
+    def is_closing(self) -> bool:
+        """See `gateway.hub.Sink`."""
+        return self.transport.is_closing()
 
     def write(self, data: bytes) -> None:
         """See `gateway.hub.Sink`."""
         transport = self.transport
-        if transport.get_write_buffer_size():
+        if self._fd < 0 or transport.get_write_buffer_size():  # encrypted, or something is queued already
             transport.write(data)
             return
         if transport.is_closing():

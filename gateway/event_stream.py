@@ -26,10 +26,8 @@ class EventStream(Connection):
 
     __slots__ = ("_headers", "_joining", "_subscriber", "_wire")
 
-    def __init__(
-        self, service: Service, transport: asyncio.Transport, joining: Joining, headers: Sequence[tuple[bytes, bytes]]
-    ) -> None:
-        super().__init__(service, transport)
+    def __init__(self, service: Service, joining: Joining, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        super().__init__(service)
         self._wire: Wire = joining.channel.wire
         self._joining: Joining | None = joining
         self._headers = headers
@@ -37,6 +35,7 @@ class EventStream(Connection):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Head, welcome, snapshots and all that is due go out before this returns."""
+        super().connection_made(transport)
         assert self._joining is not None
         joining, self._joining = self._joining, None
         lines = b"".join(b"%b: %b\r\n" % header for header in (*HEADERS, *self._headers))

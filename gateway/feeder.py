@@ -78,6 +78,11 @@ class Feeder:
                     self._on_lost(subscriber)
                     return
                 await asyncio.sleep(RETRY_S)
+            except Exception as error:
+                LOOP_ERRORS.labels("feed").inc()
+                self._log.error("reader cannot be fed", exc_info=error)
+                self._on_lost(subscriber)
+                return
 
     async def _advance(self, subscriber: Subscriber) -> bool:
         """Feed one chunk; False when there is nothing more to do here. Raises Retry."""

@@ -40,6 +40,10 @@ class Sink(Protocol):
     def is_paused(self) -> bool:
         """Whether more than the high-water mark is waiting to be sent."""
 
+    @property
+    def is_closing(self) -> bool:
+        """Whether nothing that is written now would arrive."""
+
     def write(self, data: bytes) -> None:
         """Send, after everything written before."""
 

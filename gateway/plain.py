@@ -43,6 +43,11 @@ class Outbox:
             self._service.leave(subscriber)
         self.subscribers.clear()
 
+    @property
+    def is_closing(self) -> bool:
+        """See `gateway.hub.Sink`."""
+        return self.end is not None
+
     def write(self, data: bytes) -> None:
         """See `gateway.hub.Sink`."""
         if self.end is not None:

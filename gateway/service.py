@@ -15,6 +15,7 @@ from collections.abc import Callable
 from msgspec import Struct
 
 from core import logs
+from core.metrics import LOOP_ERRORS
 from core.names import shard_of
 from core.redis_client import Redis
 from core.settings import Settings
@@ -32,6 +33,8 @@ from gateway.wheel import Wheel
 TICK_S = 1.0
 DISMISS_S = 0.005
 """Draining takes this long per reader, until `drain_s` bounds it: a handful need not wait."""
+
+FAREWELL_S = 2.0
 
 RETRY_MS = (1000, 3000)
 """Range of the reconnection delay a reader is told, drawn per reader so that a crowd does not come back at once."""
@@ -129,6 +132,13 @@ class Service:
         self.flush_soon()
         return subscriber
 
+    def narrow(self, subscriber: Subscriber, rest: Subscription) -> Subscriber:
+        """A new reader of only some of a reader's topics, from the same position. The old one is left to the caller."""
+        channel = self.hub.open(rest, subscriber.channel.wire)
+        position = self.hub.position(subscriber)
+        vector = {shard: position[shard] for shard in channel.routes}
+        return self.hub.add(channel, subscriber.sink, vector, self._loop.time())
+
     def leave(self, subscriber: Subscriber) -> None:
         """A reader is gone. Harmless when it is already."""
         self.hub.remove(subscriber, self._loop.time())
@@ -171,11 +181,15 @@ class Service:
         while True:
             await asyncio.sleep(self.wheel.tick_s)
             now = self._loop.time()
-            self.wheel.tick(now)
-            if now >= next_tick:
-                next_tick = now + TICK_S
-                self.hub.tick(now)
-                await self.tails.stop_idle(now)
+            try:
+                self.wheel.tick(now)
+                if now >= next_tick:
+                    next_tick = now + TICK_S
+                    self.hub.tick(now)
+                    await self.tails.stop_idle(now)
+            except Exception as error:
+                LOOP_ERRORS.labels("clock").inc()
+                self._log.error("clock stumbled", exc_info=error)
 
     async def drain(self) -> None:
         """Ask every reader to reconnect elsewhere, a few at a time over at most `drain_s`."""
@@ -189,6 +203,9 @@ class Service:
             if (ahead_s := spread_s * done / len(connections) - (self._loop.time() - started)) > TICK_S / 50:
                 await asyncio.sleep(ahead_s)
             connection.dismiss()
+        deadline = self._loop.time() + FAREWELL_S  # for the closing handshakes of WebSockets
+        while len(self.wheel) and self._loop.time() < deadline:  # noqa: ASYNC110 - not worth an event on the wheel
+            await asyncio.sleep(0.02)
 
     async def stop(self) -> None:
         """Let go of Redis."""

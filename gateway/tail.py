@@ -58,17 +58,18 @@ class Tail:
             raise Retry(f"shard {self._shard} cannot be read now") from None
 
     async def run(self) -> None:
-        """Read until cancelled; survives everything Redis does, and says so."""
+        """Read until cancelled; survives whatever happens, and says so."""
         failures = 0
         while True:
             try:
                 await self._sync()
                 failures = 0
                 await self._follow()
-            except (Retry, Poison) as error:
+            except Exception as error:
                 failures += 1
                 LOOP_ERRORS.labels("tail").inc()
-                self._log.warning("not reading", error=str(error), failures=failures)
+                unexpected = None if isinstance(error, Retry) else error
+                self._log.warning("not reading", error=str(error), failures=failures, exc_info=unexpected)
                 await asyncio.sleep(min(BACKOFF_MAX_S, 0.05 * 2**failures))
 
     def note(self, state: HotState) -> None:

@@ -32,8 +32,8 @@ REQUEST_TIMEOUT_S = 15.0
 HEAD_BYTES_MAX = 64 * 1024
 """Request line and headers; the parser itself has no limit. A cursor has at most 3,000, twice in a request."""
 
-Takeover = Callable[[Callable[[asyncio.Transport], asyncio.Protocol]], bool]
-"""Given a maker of the new protocol, hand the connection to it. False when it is gone or still busy with something."""
+Takeover = Callable[[asyncio.Protocol], bool]
+"""Hand the connection to this protocol. False when the connection is gone or still busy with something."""
 
 
 class TakeoverProtocol(HttpToolsProtocol):
@@ -73,8 +73,9 @@ class TakeoverProtocol(HttpToolsProtocol):
     def handle_websocket_upgrade(self) -> None:
         self._request_is_here()
         super().handle_websocket_upgrade()
+        self._let_go()
 
-    def take_over(self, make: Callable[[asyncio.Transport], asyncio.Protocol]) -> bool:
+    def take_over(self, protocol: asyncio.Protocol) -> bool:
         """See `Takeover`. Afterwards this protocol is empty and free."""
         cycle = self.cycle
         if cycle.disconnected or cycle.response_started or cycle.more_body or self.pipeline:
@@ -88,13 +89,15 @@ class TakeoverProtocol(HttpToolsProtocol):
         if self.flow.read_paused:
             self.flow.resume_reading()
         transport = self.transport
-        protocol = make(transport)
         transport.set_protocol(protocol)
-        # Each of these refers back to this protocol: without them it goes at once and not with the next collection.
-        for name in ("scope", "cycle", "parser", "flow", "transport"):
-            setattr(self, name, None)
+        self._let_go()
         protocol.connection_made(transport)
         return True
+
+    def _let_go(self) -> None:
+        """Drop what refers back to this protocol, so that it goes at once and not with the next collection."""
+        for name in ("scope", "cycle", "parser", "flow", "transport"):
+            setattr(self, name, None)
 
     def _await_request(self) -> None:
         self._deadline = self.loop.call_later(REQUEST_TIMEOUT_S, self._too_slow)
@@ -112,6 +115,15 @@ class TakeoverProtocol(HttpToolsProtocol):
         self._head_bytes += count
         if self._head_bytes > HEAD_BYTES_MAX:
             raise ValueError("request head too large")  # ends the parser's turn: uvicorn answers 400 and closes
+
+
+def websocket_protocol(make: Callable[[], asyncio.Protocol]) -> Callable[..., asyncio.Protocol]:
+    """For uvicorn's `ws=`: a WebSocket protocol that needs nothing of uvicorn's."""
+
+    def from_uvicorn(config: Any, server_state: Any, app_state: Any) -> asyncio.Protocol:
+        return make()
+
+    return from_uvicorn
 
 
 def takeover_of(scope: Any) -> Takeover | None:

@@ -63,7 +63,7 @@ def routes(service: Service) -> list[Route]:
             return come_back()
         takeover = takeover_of(request.scope)
         added = request.scope["state"]["headers"]
-        if takeover is not None and takeover(lambda transport: EventStream(service, transport, joining, added)):
+        if takeover is not None and takeover(EventStream(service, joining, added)):
             return Taken()
         return StreamingResponse(event_stream(service, joining), headers=headers)
 
