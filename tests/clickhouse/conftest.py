@@ -13,7 +13,7 @@ from clickhouse.client import ClickHouse
 from clickhouse.migrate import migrate
 from core.redis_client import connect
 from core.settings import Settings
-from tests.clickhouse.archive_log import ArchiveLog
+from tests.support.archive_log import ArchiveLog
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from clickhouse.writer import BATCHES_SAFE, Batch, Plan, Stuck, Writer
 from core import keys
 from core.errors import ArenacastError, Fenced, Retry
 from core.updates import MapState, PollState, Prediction, Round
-from tests.clickhouse.archive_log import EVERYTHING, ArchiveLog
+from tests.support.archive_log import EVERYTHING, ArchiveLog
 
 pytestmark = [pytest.mark.redis, pytest.mark.clickhouse]
 
