@@ -1,0 +1,1 @@
+"""Everything about docker/ that can be checked without a container engine."""
