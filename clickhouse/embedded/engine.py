@@ -171,14 +171,15 @@ class Engine:
         As a local tool the engine puts its file system behind that database, so that a name that is no table is
         looked for as a file; every unknown table would then be a missing grant to read files.
         """
-        if (self._path / "metadata" / "default.sql").exists():
+        metadata = self._path / "metadata"
+        if not any((metadata / "default").glob("*.sql")):
+            root.query("DROP DATABASE default")
+            root.query("CREATE DATABASE default ENGINE = Atomic")
+        elif (metadata / "default.sql").exists():
             root.query(
                 "DETACH DATABASE default SETTINGS check_table_dependencies=0, check_referential_table_dependencies=0"
             )
             root.query("ATTACH DATABASE default")
-        elif root.query("SELECT count() FROM system.tables WHERE database = 'default'", "TSV").bytes() == b"0\n":
-            root.query("DROP DATABASE default")
-            root.query("CREATE DATABASE default ENGINE = Atomic")
         else:
             logs.get().warning("database default was made by another program and stays as it is")
 
