@@ -163,6 +163,45 @@ async def test_a_former_owner_can_neither_plan_nor_commit_nor_insert(log: Archiv
     assert await log.rows("SELECT count() FROM votes") == [(0,)]
 
 
+async def test_nothing_is_planned_over_a_plan_in_flight(log: ArchiveLog) -> None:
+    log.vote(3)
+    writer = log.writer()
+    await writer.take_over()
+    batch = await writer.read(EVERYTHING)
+    assert batch is not None
+    plan = Plan("0-0", "1-0", "2-0", 2, 0, 1, 1, 0)
+    text = await writer._plan(plan)
+    with pytest.raises(Retry, match="a plan is in flight"):
+        await writer.write(batch)
+    assert log.state()["inflight"].encode() == text
+
+
+async def test_nothing_is_planned_from_another_position(log: ArchiveLog) -> None:
+    log.vote(3)
+    writer = log.writer()
+    await writer.take_over()
+    batch = await writer.read(EVERYTHING)
+    assert batch is not None
+    await log.archive()
+    log.sync.set(keys.fence(0, "archive"), writer._token)  # as if a fencing token could repeat
+    with pytest.raises(Retry, match="the position is not 0-0"):
+        await writer.write(batch)
+    await log.assert_exact()
+
+
+async def test_only_the_plan_in_flight_can_be_committed(log: ArchiveLog) -> None:
+    log.vote(3)
+    writer = log.writer()
+    await writer.take_over()
+    batch = await writer.read(EVERYTHING)
+    assert batch is not None
+    plan = Plan("0-0", str(batch.first), str(batch.last), 3, batch.crc, 1, 1, 0)
+    await writer._plan(plan)
+    with pytest.raises(Retry, match="this plan is not in flight"):
+        await writer._commit(plan, b"another", batch)
+    assert "committed" not in log.state()
+
+
 async def test_a_paused_owner_is_refused_at_its_commit(log: ArchiveLog) -> None:
     log.vote(3)
     writer = log.writer()
