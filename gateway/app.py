@@ -21,7 +21,7 @@ from core.settings import Settings
 from gateway.api import history, site, state, stream, updates, ws
 from gateway.policy import Policy
 from gateway.service import Service
-from gateway.takeover import TakeoverProtocol, websocket_protocol
+from gateway.takeover import TakeoverProtocol
 from gateway.websocket import WebSocket
 from gateway.workers import run_workers
 
@@ -96,7 +96,7 @@ async def serve_readers(service: Service, clickhouse: ClickHouse, listener: sock
         settings.gateway_host,
         settings.gateway_port,
         http=TakeoverProtocol,
-        ws=websocket_protocol(lambda: WebSocket(service)),
+        ws=lambda: WebSocket(service),
         backlog=BACKLOG,
     )
     server = http.Server(config)

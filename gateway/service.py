@@ -126,7 +126,9 @@ class Service:
         stand = {shard: NOTHING if any(s.shard == shard for s in plan.snapshots) else vector[shard] for shard in vector}
         parts += channel.encode(plan.snapshots, stand)
         parts += channel.encode(items, stand)
-        sink.write(greet(verdicts) + (channel.join(parts) if parts else b""))
+        sink.write(greet(verdicts))
+        if parts:
+            sink.write(channel.join(parts))
         self.meter.caught_up(channel.wire, [*plan.snapshots, *items])
         subscriber = hub.add(channel, sink, reached, self._loop.time())
         self.flush_soon()

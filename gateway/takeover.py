@@ -11,8 +11,8 @@ tests/gateway/test_takeover.py fails when one of them moves):
     RequestResponseCycle        attributes disconnected, response_started, more_body, message_event; a cycle marked
                                 disconnected ends in silence when its endpoint returns
     FlowControl                 attribute read_paused, method resume_reading
-    Config.ws_protocol_class    called as (config=, server_state=, app_state=), then connection_made(transport) and
-                                data_received(the upgrade request), then transport.set_protocol
+    handle_websocket_upgrade    called with url, headers and scope["method"] complete, instead of an endpoint, when
+                                Config.ws_protocol_class is not None
 
 Where the extension is missing (other servers, TLS, HTTP/2), `gateway.plain` serves the same subscribers.
 """
@@ -31,6 +31,17 @@ REQUEST_TIMEOUT_S = 15.0
 
 HEAD_BYTES_MAX = 64 * 1024
 """Request line and headers; the parser itself has no limit. A cursor has at most 3,000, twice in a request."""
+
+
+class Upgraded(asyncio.Protocol):
+    """Protocol of a WebSocket connection, made without arguments by the `ws=` given to uvicorn."""
+
+    __slots__ = ()
+
+    def upgrade(self, method: str, path: str, headers: list[tuple[str, str]]) -> None:
+        """The upgrade request, complete; answering it is up to the protocol."""
+        raise NotImplementedError
+
 
 Takeover = Callable[[asyncio.Protocol], bool]
 """Hand the connection to this protocol. False when the connection is gone or still busy with something."""
@@ -72,8 +83,16 @@ class TakeoverProtocol(HttpToolsProtocol):
 
     def handle_websocket_upgrade(self) -> None:
         self._request_is_here()
-        super().handle_websocket_upgrade()
+        self.connections.discard(self)
+        method, path, headers = self.scope["method"], self.url, self.headers
+        protocol: Upgraded = self.config.ws_protocol_class()  # type: ignore[misc,assignment]
+        transport = self.transport
+        transport.set_protocol(protocol)
         self._let_go()
+        protocol.connection_made(transport)
+        protocol.upgrade(
+            method, path.decode("latin-1"), [(n.decode("latin-1"), v.decode("latin-1")) for n, v in headers]
+        )
 
     def take_over(self, protocol: asyncio.Protocol) -> bool:
         """See `Takeover`. Afterwards this protocol is empty and free."""
@@ -115,15 +134,6 @@ class TakeoverProtocol(HttpToolsProtocol):
         self._head_bytes += count
         if self._head_bytes > HEAD_BYTES_MAX:
             raise ValueError("request head too large")  # ends the parser's turn: uvicorn answers 400 and closes
-
-
-def websocket_protocol(make: Callable[[], asyncio.Protocol]) -> Callable[..., asyncio.Protocol]:
-    """For uvicorn's `ws=`: a WebSocket protocol that needs nothing of uvicorn's."""
-
-    def from_uvicorn(config: Any, server_state: Any, app_state: Any) -> asyncio.Protocol:
-        return make()
-
-    return from_uvicorn
 
 
 def takeover_of(scope: Any) -> Takeover | None:

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Sequence
 from urllib.parse import parse_qs, urlsplit
 
+from websockets.datastructures import Headers
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Request
 from websockets.protocol import State as ProtocolState
@@ -22,6 +23,7 @@ from gateway.frames import WS_PING, ws_close
 from gateway.hub import Subscriber
 from gateway.service import Service, bye
 from gateway.session import Session
+from gateway.takeover import Upgraded
 
 PATH = "/api/v1/ws"
 UNSENT_FACTOR = 4
@@ -31,7 +33,7 @@ _quiet = logging.getLogger("arenacast.websocket")
 _quiet.setLevel(logging.CRITICAL)  # a client's protocol errors are told to the client
 
 
-class WebSocket(Connection):
+class WebSocket(Connection, Upgraded):
     """One WebSocket client and its subscriptions."""
 
     __slots__ = ("_beats", "_fragments", "_is_closed", "_parser", "_requests", "_session", "_task", "subscribers")
@@ -39,9 +41,7 @@ class WebSocket(Connection):
     def __init__(self, service: Service) -> None:
         super().__init__(service)
         self.subscribers: list[Subscriber] = []
-        self._parser = ServerProtocol(
-            max_size=session.MESSAGE_BYTES_MAX, logger=_quiet, select_subprotocol=_select_subprotocol
-        )
+        self._parser = ServerProtocol(state=ProtocolState.OPEN, max_size=session.MESSAGE_BYTES_MAX, logger=_quiet)
         self._session = Session(service, self, "ws")
         self._fragments: list[bytes] = []
         self._requests: list[bytes] = []
@@ -111,43 +111,38 @@ class WebSocket(Connection):
 
     def data_received(self, data: bytes) -> None:
         parser = self._parser
-        is_connecting = parser.state is ProtocolState.CONNECTING
         parser.receive_data(data)
         for event in parser.events_received():
-            if isinstance(event, Request):
-                self._shake_hands(event)
-            elif isinstance(event, Frame):
-                self._take(event)
-        self._send_of(parser, is_handshake=is_connecting)
-
-    # -- what came in
-
-    def _shake_hands(self, request: Request) -> None:
-        parser = self._parser
-        path = urlsplit(request.path)
-        if path.path != PATH:
-            parser.send_response(parser.reject(404, "WebSocket is at " + PATH + "\n"))
-            return
-        response = parser.accept(request)
-        parser.send_response(response)
-        if parser.state is ProtocolState.OPEN:
-            query = parse_qs(path.query)
-            origin = request.headers.get("Origin")
-            self._start(asyncio.create_task(self._open(query, origin)))
-
-    def _send_of(self, parser: ServerProtocol, *, is_handshake: bool) -> None:
-        """Write what the parser answers by itself: handshake, pongs, close frames; and hang up when it says so."""
-        for data in parser.data_to_send():
-            if data:
-                self.write(data)
-            elif is_handshake or self._is_closed or parser.close_sent is not None:
+            assert isinstance(event, Frame), "the handshake is over"
+            self._take(event)
+        for answer in parser.data_to_send():  # pongs, an echoed close frame, and b"" for the end
+            if answer:
+                self.write(answer)
+            else:
                 self._is_closed = True
                 self.hang_up()
-        if parser.state is not ProtocolState.OPEN:
-            self._is_closed = True
         if self.transport.get_write_buffer_size() > UNSENT_FACTOR * self._service.high_water:
             self._service.meter.evicted("bytes")
             self.transport.abort()
+
+    # -- what came in
+
+    def upgrade(self, method: str, path: str, headers: list[tuple[str, str]]) -> None:
+        """See `gateway.takeover.Upgraded`."""
+        target = urlsplit(path)
+        handshake = ServerProtocol(logger=_quiet, select_subprotocol=_select_subprotocol)
+        request = Request(path, Headers(headers), method)
+        if target.path == PATH:
+            response = handshake.accept(request)
+        else:
+            response = handshake.reject(404, f"WebSockets are at {PATH}\n")
+        self.write(response.serialize())
+        if response.status_code != 101:
+            self._is_closed = True
+            self.hang_up()
+            return
+        origin = request.headers.get("Origin")
+        self._start(asyncio.create_task(self._open(parse_qs(target.query), origin)))
 
     def _take(self, frame: Frame) -> None:
         if frame.opcode is Opcode.BINARY or (frame.opcode is Opcode.CONT and not self._fragments):

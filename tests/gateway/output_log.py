@@ -76,7 +76,7 @@ class OutputLog:
             pipe.xadd(keys.updates(shard), {"u": encode_update(update)}, id=str(ids[-1]))
             progress["updates_id"] = str(ids[-1])
             self._previous[shard] = ids[-1]
-        pipe.hset(keys.progress(shard), mapping=progress)
+        pipe.hset(keys.progress(shard), mapping=progress)  # type: ignore[arg-type]
         pipe.execute()
         return ids
 
