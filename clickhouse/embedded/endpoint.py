@@ -111,6 +111,7 @@ class StatementEndpoint:
                 try:
                     piece = await self._workers.run(execution.more)
                 except Exception as error:
+                    await self._workers.run(execution.close)
                     await answer.write(execution.interrupted(tag, self._explain(error)))
                     raise ClientGone from error  # the answer stays without an end, so that nobody takes it for whole
                 if watch.done():
@@ -119,7 +120,8 @@ class StatementEndpoint:
             await answer.end()
         finally:
             watch.cancel()
-            await asyncio.shield(self._workers.run(execution.close))
+            if not execution.is_finished:
+                await asyncio.shield(self._workers.run(execution.close))
 
     async def _body(self, receive: Receive, headers: Mapping[str, str], lease: Lease) -> bytes:
         announced = headers.get("content-length", "0")

@@ -42,9 +42,8 @@ _STATUS = {
 _STATUS_BY_CODE = {code: status for status, codes in _STATUS.items() for code in codes}
 
 _CODE = re.compile(r"Code: (\d+)\. DB::Exception: ")
-_NESTED_TAIL = re.compile(
-    r"(?: \(version [^()]*(?:\([^()]*\))?\)\.?)? ?(\([A-Z][A-Z0-9_]+\))(?: \(version [^)]*\)\. \1)+$"
-)
+_VERSION = re.compile(r" \(version [0-9.]+\)")
+_REPEATED_NAME = re.compile(r"( \([A-Z0-9_]+\))(?:\.\1)+$")
 _STACK_TRACE = re.compile(r"[,.]? ?Stack trace.*|\n\n0\. .*", re.DOTALL)
 
 
@@ -75,7 +74,8 @@ def failure(error: Exception, version: str) -> Failure | None:
     text = _STACK_TRACE.sub("", text[found.start() :]).rstrip()
     while text.startswith(found.group(), len(found.group())):  # the engine wraps some errors several times
         text = text[len(found.group()) :]
-    return _failure(int(found.group(1)), _NESTED_TAIL.sub(r"\1", text)[len(found.group()) :], version)
+    text = _REPEATED_NAME.sub(r"\1", _VERSION.sub("", text))
+    return _failure(int(found.group(1)), text[len(found.group()) :], version)
 
 
 def internal(version: str) -> Failure:

@@ -18,6 +18,7 @@ FIRST_BYTES = 64 * 1024
 """Of a result, gathered before the answer begins: an error up to there has a status of its own."""
 
 _PIECE_BYTES = 256 * 1024  # of a streamed result
+_GATHER_MAX_S = 0.1  # a slow result is passed on in smaller pieces
 _INSERT_STEP_BYTES = 4 * 1024 * 1024
 _COMPRESS_MIN_BYTES = 1024
 _BUFFERED_RESULT_MAX_BYTES = 1 << 30  # as the engine counts them, before formatting
@@ -86,27 +87,31 @@ class Execution:
         return self.encoder.push(block) + self.encoder.finish()
 
     def close(self) -> None:
-        """Give the connection back as it was. Never raises; a session that cannot be restored is closed."""
+        """Give the connection back, if the end of the answer has not done so. Never raises."""
         with self._turn:
-            connection, self._connection = self._connection, None
-            if connection is None:
-                return
-            session = self._query.options.session
-            is_well = True
-            try:
-                if self._stream is not None:
-                    connection.streaming_cancel_query(self._stream)
-                if session:
-                    for sql in reversed(self._undo):
-                        connection.query(sql)
-            except RuntimeError as error:
-                is_well = False
-                logs.get().warning("connection not restored", error=str(error))
+            self._give_back()
+
+    def _give_back(self) -> None:
+        """The connection as it was; a session that cannot be restored is closed."""
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        session = self._query.options.session
+        is_well = True
+        try:
+            if self._stream is not None:
+                connection.streaming_cancel_query(self._stream)
             if session:
-                is_kept = is_well and not session.is_last_request
-                self._sessions.give_back((self._user, session.id), session.timeout_s if is_kept else 0)
-            else:
-                connection.close()
+                for sql in reversed(self._undo):
+                    connection.query(sql)
+        except RuntimeError as error:
+            is_well = False
+            logs.get().warning("connection not restored", error=str(error))
+        if session:
+            is_kept = is_well and not session.is_last_request
+            self._sessions.give_back((self._user, session.id), session.timeout_s if is_kept else 0)
+        else:
+            connection.close()
 
     def _take_connection(self) -> Connection:
         session = self._query.options.session
@@ -173,10 +178,6 @@ class Execution:
         if options.role:
             self._undo.append("SET ROLE DEFAULT")
             connection.query(f"SET ROLE {quote_name(options.role)}")
-        for table in self._query.tables:
-            self._undo.append(f"DROP TEMPORARY TABLE IF EXISTS {quote_name(table.name)}")
-            connection.query(f"CREATE TEMPORARY TABLE {quote_name(table.name)} ({table.structure}\n)")
-            self._insert(connection, f"INSERT INTO {quote_name(table.name)}", table.format, [table.data])
         if first == b"SET":
             return  # settings from the URL would have nothing to act on, and undoing them might undo the statement
         settings = {"log_comment": self.query_id, **options.settings}  # how a running statement can be found
@@ -187,6 +188,10 @@ class Execution:
         if self._kept:
             self._undo += _restore(self._kept, list(settings))
         connection.query("SET " + ", ".join(f"{name} = {quote(value)}" for name, value in settings.items()))
+        for table in self._query.tables:  # after the settings, which may be about reading the data
+            self._undo.append(f"DROP TEMPORARY TABLE IF EXISTS {quote_name(table.name)}")
+            connection.query(f"CREATE TEMPORARY TABLE {quote_name(table.name)} ({table.structure}\n)")
+            self._insert(connection, f"INSERT INTO {quote_name(table.name)}", table.format, [table.data])
 
     def _insert_body(self, connection: Connection) -> None:
         statement, parameters = self._query.statement, self._query.options.parameters
@@ -227,16 +232,20 @@ class Execution:
         self._stream = None
 
     def _gather(self, enough: int) -> tuple[bytes, bool]:
-        """Pieces of the result until there is `enough`; whether that was all. What precedes an error is not lost."""
+        """Pieces of the result until there is `enough` of it or time is up; whether that was all.
+
+        What precedes an error is not lost, unless the answer has not begun: then the error is the answer.
+        """
         if self._error is not None:
             raise self._error
         gathered: list[bytes] = []
         size = 0
+        until = time.perf_counter() + _GATHER_MAX_S
         try:
             for piece in self._pieces:
                 gathered.append(piece)
                 size += len(piece)
-                if size >= enough:
+                if size >= enough or (size and time.perf_counter() > until):
                     return b"".join(gathered), False
         except Exception as error:
             if not gathered or enough == FIRST_BYTES:
@@ -246,9 +255,12 @@ class Execution:
         return b"".join(gathered), True
 
     def _encoded(self, body: bytes, is_all: bool) -> bytes:
-        self.is_finished = is_all
         encoded = self.encoder.push(body) if body else b""
-        return encoded + self.encoder.finish() if is_all else encoded
+        if is_all:
+            encoded += self.encoder.finish()
+            self._give_back()  # before the client has its answer: its next request may be for the same session
+            self.is_finished = True
+        return encoded
 
     def _converted(self, body: bytes) -> bytes:
         revision = self._query.options.revision

@@ -23,6 +23,7 @@ _RESERVED = frozenset({
     "hide_version_in_exceptions",
 })  # fmt: skip
 _SETTING = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,127}")
+_PARAMETER = re.compile(r"param_[A-Za-z0-9_$]{1,128}")
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _FORMAT = re.compile(r"[A-Za-z][A-Za-z0-9]{0,63}")
 _QUERY_ID = re.compile(r"[\x21-\x7e]{1,256}")
@@ -125,10 +126,12 @@ def _options(fields: Mapping[str, str], headers: Mapping[str, str], tables: froz
     for name, value in fields.items():
         if name in _RESERVED or ((match := _EXTERNAL.fullmatch(name)) and match[1] in tables):
             continue
-        if not _SETTING.fullmatch(name):
-            raise ClickHouseError(Code.UNKNOWN_SETTING, "Unknown setting in the URL")
         if name.startswith("param_"):
+            if not _PARAMETER.fullmatch(name):
+                raise ClickHouseError(Code.BAD_ARGUMENTS, "Bad name of a query parameter")
             parameters[name.removeprefix("param_")] = value
+        elif not _SETTING.fullmatch(name):
+            raise ClickHouseError(Code.UNKNOWN_SETTING, "Unknown setting in the URL")
         else:
             settings[name] = value
     default_format = fields.get("default_format") or headers.get("x-clickhouse-format") or "TabSeparated"
