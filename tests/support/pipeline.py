@@ -83,6 +83,13 @@ class Process:
         """Let it go on."""
         os.kill(self.pid, signal.SIGCONT)
 
+    def revive(self) -> None:
+        """Start it when it is dead, resume it when it is paused."""
+        if self._process is None or self._process.poll() is not None:
+            self.start()
+        else:
+            self.resume()
+
     def kill9(self) -> None:
         """End it as a crash does."""
         assert self._process is not None
@@ -166,6 +173,11 @@ class Pipeline:
             self[name].start(wait=False)
         for name in rest:
             self[name].wait_ready()
+
+    def revive(self) -> None:
+        """Let everybody run again who was killed or paused."""
+        for process in self._processes.values():
+            process.revive()
 
     def end(self) -> None:
         """Stop everything, in reverse order."""

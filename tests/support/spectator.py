@@ -20,6 +20,8 @@ class Spectator:
         self.verdicts: list[dict[str, str]] = []
         self.last_id: str | None = None
         self.connections = 0
+        self.streams_from: str | None = None
+        """URL of the gateway it is reading from right now."""
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -44,11 +46,13 @@ class Spectator:
                 try:
                     async with client.stream("GET", f"{url}/api/v1/stream", params=params, headers=headers) as answer:
                         assert answer.status_code == 200, answer.status_code
+                        self.streams_from = url
                         async for line in answer.aiter_lines():
                             if line.startswith("data:"):
                                 self._take(msgspec.json.decode(line[5:]))
                 except httpx.TransportError:
                     pass
+                self.streams_from = None
                 await asyncio.sleep(0.05)
 
     def _take(self, message: dict[str, Any]) -> None:
