@@ -14,6 +14,7 @@ import pytest
 from clickhouse.writer import INSERT_TIMEOUT_S
 from core.cli import cli
 from core.settings import PREFIX, Settings, load
+from tests.docker import stack
 from tests.docker.files import (
     DOCKER,
     OURS,
@@ -28,7 +29,6 @@ from tests.docker.files import (
 )
 
 ENV = read_env((DOCKER / ".env.example").read_text())
-FILLED = {name: value or f"{name.lower().replace('_', '')}0123456789abcdef" for name, value in ENV.items()}
 DEFAULTS = Settings()
 PORT_FIELDS = {
     "ingest": "ingest_port",
@@ -36,12 +36,6 @@ PORT_FIELDS = {
     "consume-state": "state_metrics_port",
     "consume-archive": "archive_metrics_port",
 }
-
-
-def environment(service: str) -> dict[str, str]:
-    """Environment of a service, as its process sees it."""
-    result: dict[str, str] = interpolate(services()[service].get("environment", {}), FILLED)
-    return result
 
 
 def seconds(text: str) -> float:
@@ -52,7 +46,7 @@ def seconds(text: str) -> float:
 def test_file_keeps_to_the_compose_specification() -> None:
     schema = json.loads((Path(__file__).parent / "compose-spec.json").read_text())
     validator = jsonschema.Draft7Validator(schema)
-    for document in (compose(), interpolate(compose(), FILLED)):
+    for document in (compose(), interpolate(compose(), stack.ENV)):
         assert [f"{list(error.path)}: {error.message}" for error in validator.iter_errors(document)] == []
 
 
@@ -70,7 +64,7 @@ def test_every_variable_is_documented_and_every_documented_one_is_used() -> None
 def test_nothing_starts_without_its_secrets() -> None:
     for name, value in ENV.items():
         if not value:
-            without = {key: item for key, item in FILLED.items() if key != name}
+            without = {key: item for key, item in stack.ENV.items() if key != name}
             with pytest.raises(KeyError, match=name):
                 interpolate(services(), without)
 
@@ -83,10 +77,9 @@ def test_no_secret_is_in_the_repository() -> None:
 
 
 def test_secrets_reach_only_who_needs_them() -> None:
+    seen = {service: json.dumps(interpolate(definition, stack.ENV)) for service, definition in services().items()}
     holders = {
-        name: {
-            service for service in services() if FILLED[name] in json.dumps(interpolate(services()[service], FILLED))
-        }
+        name: {service for service, text in seen.items() if stack.ENV[name] in text}
         for name, value in ENV.items()
         if not value
     }
@@ -114,7 +107,7 @@ def test_only_settings_are_set() -> None:
 
 @pytest.mark.parametrize("service", sorted(OURS))
 def test_settings_of_a_service_are_accepted(service: str) -> None:
-    settings = load(environment(service))
+    settings = load(stack.environment(service))
     if service in PORT_FIELDS:
         assert settings.redis_url
     if service in ("migrate", "consume-archive", "gateway"):
@@ -124,13 +117,13 @@ def test_settings_of_a_service_are_accepted(service: str) -> None:
 
 @pytest.mark.parametrize("service", sorted(PORT_FIELDS))
 def test_services_listen_where_others_expect_them(service: str) -> None:
-    settings = load(environment(service))
+    settings = load(stack.environment(service))
     field = PORT_FIELDS[service]
     port = getattr(settings, field)
     assert port == getattr(DEFAULTS, field)
     host = settings.metrics_host if service.startswith("consume") else getattr(settings, field.replace("port", "host"))
     assert host == "0.0.0.0", "loopback of a container is reached by nobody"
-    assert environment(service)["HEALTH_URL"] == f"http://127.0.0.1:{port}/readyz"
+    assert stack.environment(service)["HEALTH_URL"] == f"http://127.0.0.1:{port}/readyz"
 
 
 @pytest.mark.parametrize("service", sorted(OURS))
@@ -182,7 +175,7 @@ def test_only_the_proxy_has_a_way_out() -> None:
 
 def test_whoever_is_called_shares_a_network_with_the_caller() -> None:
     for name in services():
-        for value in environment(name).values():
+        for value in stack.environment(name).values():
             target = urlsplit(value).hostname if "://" in value else None
             if target in services():
                 assert set(services()[name]["networks"]) & set(services()[target]["networks"]), (name, target)

@@ -58,7 +58,7 @@ def test_nothing_is_installed_without_its_hash() -> None:
     assert len(runs) == 4
     for step in runs:
         assert "--no-deps" in step
-        assert "--require-hashes" in step or "--no-index" in run
+        assert "--require-hashes" in step or "--no-index" in step
 
 
 def test_every_package_of_the_services_is_copied_and_the_rest_is_not() -> None:
