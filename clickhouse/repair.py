@@ -66,10 +66,10 @@ async def newest_position(
     return found if found > after else None
 
 
-async def count_rows(clickhouse: ClickHouse, table: Table, shard: int, where: Range) -> int:
-    """Rows of a shard within a range."""
+async def repeated_rows(clickhouse: ClickHouse, table: Table, shard: int, where: Range) -> int:
+    """How many rows of a shard within a range are there again."""
     rows = await clickhouse.query(
-        f"SELECT count() FROM {table.name} WHERE {_within(table)}",  # noqa: S608 - our own table's name
+        f"SELECT count() - uniqExact({', '.join(table.key)}) FROM {table.name} WHERE {_within(table)}",  # noqa: S608
         where.parameters(shard),
         timeout_s=_TIMEOUT_S,
     )

@@ -199,12 +199,16 @@ class Writer:
         return Batch(entries, crc, plan.epoch, await self._rows(plan.epoch, entries), is_full=True)
 
     async def _verify(self, plan: Plan, batch: Batch) -> None:
-        """After a redo every row must be there once."""
+        """After a redo every row must be there, once."""
         for table in TABLES[self._log]:
-            expected = len(batch.rows.tables.get(table.name, ()))
-            found = await repair.count_rows(self._clickhouse, table, self._shard, _range(plan))
-            if found != expected:
-                raise Stuck(f"{table.name} has {found} rows of {plan.first} to {plan.last} after a redo of {expected}")
+            rows = batch.rows.tables.get(table.name, [])
+            missing = await repair.missing_rows(self._clickhouse, table, self._shard, _range(plan), rows)
+            repeated = await repair.repeated_rows(self._clickhouse, table, self._shard, _range(plan))
+            if missing or repeated:
+                raise Stuck(
+                    f"after a redo of {plan.first} to {plan.last}, {len(rows)} rows, {table.name} lacks {len(missing)} "
+                    f"and repeats {repeated}"
+                )
 
     # -- going on
 

@@ -6,13 +6,14 @@ import time
 import uvloop
 
 from clickhouse.client import ClickHouse
+from clickhouse.tables import TABLES
 from clickhouse.writer import JOB, Log, Writer, writer_sources
 from consumers.archive_follower import INSERTS_AT_ONCE, Follower
 from consumers.lease import Leases, Ownership, lease_sources
 from consumers.state import open_log, unique_owner
 from core import http, keys, logs, redis_client
 from core.errors import Retry
-from core.metrics import LAG_ENTRIES, LAG_SECONDS, LOOP_ERRORS
+from core.metrics import ARCHIVE_ROWS, DEAD, LAG_ENTRIES, LAG_SECONDS, LOOP_ERRORS
 from core.position import parse_entry_id
 from core.redis_client import Redis, Scripts, call
 from core.settings import Settings
@@ -59,6 +60,11 @@ class Archive:
         self._leases = Leases(self._scripts, JOB, shards, unique_owner(), settings.lease_ttl_s)
         self._slots = asyncio.Semaphore(INSERTS_AT_ONCE)
         self._followers: dict[tuple[int, Log], Follower] = {}
+        for log in LOGS:  # so that every series is there from the start
+            for table in TABLES[log]:
+                ARCHIVE_ROWS.labels(table.name)
+        DEAD.labels(keys.ARCHIVE_GROUP)
+        LOOP_ERRORS.labels(JOB)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Archive what this process owns until `stop` is set, then finish the batches in flight."""
@@ -113,7 +119,7 @@ class Archive:
                     oldest_s = max(oldest_s, age_s)
                 LAG_ENTRIES.labels(keys.ARCHIVE_GROUP).set(entries)
                 LAG_SECONDS.labels(keys.ARCHIVE_GROUP).set(oldest_s)
-            except Retry as error:
+            except Exception as error:
                 LOOP_ERRORS.labels("archive_gauges").inc()
                 logs.get().warning("lag unknown", error=str(error))
             await asyncio.sleep(GAUGES_S)
