@@ -5,6 +5,7 @@ what every place counted with what was sent, and writes a report. Exit code 0: t
 objectives too). 1: it does not. 2: the test itself could not be carried out.
 """
 
+import signal
 import sys
 import tempfile
 import time
@@ -71,7 +72,8 @@ def main(
         Options(one, rate or _rate(one), seconds or _seconds(one, full), sse, ws, follow, subscribers, workers)
         for one in shapes
     ]
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=110)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what we started is stopped in order
     try:
         with tempfile.TemporaryDirectory(prefix="arenacast-load-", ignore_cleanup_errors=True) as name:
             directory = Path(name)

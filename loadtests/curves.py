@@ -23,6 +23,8 @@ class Segment:
 
     def when(self, count: float) -> float:
         """Seconds after which `count` events are due: the inverse of `count`."""
+        if count <= 0:
+            return 0.0
         slope = (self.end - self.start) / self.seconds
         # This form of the quadratic's root is exact for slope 0 and does not cancel for small slopes.
         return 2 * count / (self.start + sqrt(max(0.0, self.start * self.start + 2 * slope * count)))

@@ -48,6 +48,7 @@ def judge(finished: Finished) -> Judged:
     requests = sent.requests
     failed = int(np.count_nonzero(requests.status != 202))
     lag = exact(views.loop_lag_ms)
+    under_load = finished.samples.between(sent.start, sent.start + curve.seconds)
     result = Outcome(
         name=curve.name,
         seconds=curve.seconds,
@@ -70,9 +71,9 @@ def judge(finished: Finished) -> Judged:
         cold_drained_s=places.cold_drained_s,
         lateness=exact((requests.sent - requests.due) * 1000),
         loop_lag=lag,
-        cpu_percent={role: usage.mean for role, usage in finished.samples.roles.items()},
-        memory_mb={role: usage.memory_mb for role, usage in finished.samples.roles.items()},
-        doubts=outcome.doubts(finished.samples, finished.generators, sent, lag, os.cpu_count() or 1),
+        cpu_percent={role: usage.mean for role, usage in under_load.roles.items()},
+        memory_mb={role: usage.memory_mb for role, usage in under_load.roles.items()},
+        doubts=outcome.doubts(under_load, finished.generators, sent, lag, os.cpu_count() or 1),
     )  # fmt: skip
     return Judged(result, options, curve, delivered, sent, views, finished.samples)
 

@@ -79,8 +79,14 @@ def _upper(bins: Integers) -> Floats:
 def _percentiles(counts: Integers, q: float) -> Floats:
     """Upper edge of the bin that holds the q-th percentile of each row."""
     sums = np.cumsum(counts, axis=1)
-    wanted = np.maximum(1, np.ceil(sums[:, -1:] * q / 100))
+    wanted = _nearest_rank(sums[:, -1:], q)
     return np.where(sums[:, -1] > 0, _upper(np.argmax(sums >= wanted, axis=1)), 0.0)
+
+
+def _nearest_rank(count: Integers, q: float) -> Integers:
+    """Rank from 1 of the q-th percentile among `count` values; the small number undoes what floats add to 99.9 * n."""
+    found: Integers = np.maximum(1, np.ceil(count * q / 100 - 1e-6)).astype(np.int64)
+    return found
 
 
 def ranks(order: NDArray[np.uint64], hashes: NDArray[np.uint64]) -> tuple[Integers, int]:
@@ -112,8 +118,9 @@ def coverage(rank: Integers, due: Floats, applied: NDArray[np.uint64], at: Float
 
 def exact(values_ms: Sequence[float] | Floats) -> Summary:
     """Percentiles of values few enough to be kept (answers, lateness)."""
-    values = np.asarray(values_ms, dtype=np.float64)
+    values = np.sort(np.asarray(values_ms, dtype=np.float64))
     if not len(values):
         return Summary(0, 0.0, 0.0, 0.0, 0.0, 0.0)
-    p50, p95, p99, p999 = (float(value) for value in np.percentile(values, PERCENTILES, method="inverted_cdf"))
-    return Summary(len(values), p50, p95, p99, p999, float(values.max()))
+    count = np.asarray(len(values))
+    p50, p95, p99, p999 = (float(values[int(_nearest_rank(count, q)) - 1]) for q in PERCENTILES)
+    return Summary(len(values), p50, p95, p99, p999, float(values[-1]))

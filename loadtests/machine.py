@@ -38,6 +38,15 @@ class Samples(Struct):
     at: list[float] = field(default_factory=list)
     roles: dict[str, Usage] = field(default_factory=dict)
 
+    def between(self, start: float, end: float) -> "Samples":
+        """Those of a span of time."""
+        chosen = [number for number, at in enumerate(self.at) if start <= at <= end]
+        roles = {
+            role: Usage([usage.percent[number] for number in chosen], usage.memory_mb)
+            for role, usage in self.roles.items()
+        }
+        return Samples([self.at[number] for number in chosen], roles)
+
 
 class Sampler(threading.Thread):
     """Samples until `finish`. Costs about 1 % of a core."""

@@ -116,8 +116,16 @@ def objectives(name: str, votes: Summary, events: Summary, error_percent: float)
 
 
 def doubts(samples: Samples, generators: Sequence[str], trace: Trace, loop_lag: Summary, cores: int) -> list[str]:
-    """Reasons to distrust the latencies. Empty = they are the pipeline's."""
+    """Reasons to distrust the latencies. Empty = they are the pipeline's.
+
+    A generator that is late on a full machine is late because of the machine, and that is what is said then.
+    """
     found = []
+    totals = np.sum([usage.percent for usage in samples.roles.values()], axis=0) if samples.roles else np.empty(0)
+    is_full = len(totals) > 0 and float(np.median(totals)) > 95.0 * cores
+    blame = "the machine is the bottleneck" if is_full else "the generator is the bottleneck"
+    if is_full:
+        found.append(f"the machine is the bottleneck: all {cores} cores were busy half of the time")
     for name in generators:
         busy = _percentile(samples.roles.get(name, Usage()).percent, 95)
         if busy > BUSY_PERCENT:
@@ -126,12 +134,9 @@ def doubts(samples: Samples, generators: Sequence[str], trace: Trace, loop_lag: 
     if trace.open_max >= trace.senders:
         found.append(f"all {trace.senders} senders were busy at once: the pipeline held up the schedule")
     elif late.p99 > LATE_MS:
-        found.append(f"the generator is the bottleneck: bodies left {late.p99:.0f} ms late (p99)")
+        found.append(f"{blame}: bodies left {late.p99:.0f} ms late (p99)")
     if loop_lag.p99 > LATE_MS:
-        found.append(f"the generator is the bottleneck: subscribers read {loop_lag.p99:.0f} ms late (p99)")
-    totals = np.sum([usage.percent for usage in samples.roles.values()], axis=0) if samples.roles else np.empty(0)
-    if len(totals) and float(np.median(totals)) > 95.0 * cores:
-        found.append(f"the machine is the bottleneck: all {cores} cores were busy half of the time")
+        found.append(f"{blame}: subscribers read {loop_lag.p99:.0f} ms late (p99)")
     others = samples.roles.get(OTHERS, Usage()).mean
     if others > NOISE_PERCENT:
         found.append(f"other programs used {others:.0f} % of a core meanwhile")

@@ -4,11 +4,12 @@ import os
 import platform
 import time
 from base64 import b64encode
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
 import msgspec
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -45,47 +46,41 @@ def write(runs: Sequence[Judged], directory: Path) -> Path:
     return path
 
 
-def show(outcomes: Iterable[Outcome], console: Console) -> None:
-    """Print one table of verdicts and percentiles, then whatever is wrong or doubtful."""
-    table = Table(title="Load test", title_justify="left")
-    for column in ("run", "what", "p50", "p95", "p99", "p99.9", "verdict"):
-        table.add_column(column, justify="left" if column in ("run", "what", "verdict") else "right")
-    found = list(outcomes)
-    for one in found:
-        name = f"{one.name}, {one.peak:,.0f}/s"
+def show(outcomes: Sequence[Outcome], console: Console) -> None:
+    """Print percentiles and verdicts, then whatever is wrong or doubtful."""
+    latencies = Table("run", "latency, ms", title="Load test", title_justify="left", box=SIMPLE)
+    verdicts = Table("run", "objective", "limit", "measured", "verdict", box=SIMPLE)
+    for column in ("p50", "p95", "p99", "p99.9"):
+        latencies.add_column(column, justify="right")
+    for one in outcomes:
         for what, summary in _latencies(one):
-            table.add_row(name, what, *_milliseconds(summary), "")
-            name = ""
-        for objective in one.objectives:
-            measured = (
-                f"{objective.name} {objective.measured:.4g} {objective.unit} < {objective.limit:g} {objective.unit}"
-            )
-            table.add_row("", measured, "", "", "", "", _verdict(objective.is_met, "met", "NOT met"))
-        agreed = sum(check.is_met for check in one.checks)
-        proof = f"proof: {agreed} of {len(one.checks)} comparisons agree"
-        table.add_row("", proof, "", "", "", "", _verdict(one.is_proven, "holds", "FAILS"))
-        table.add_section()
-    console.print(table)
-    for one in found:
-        cpu = ", ".join(f"{role} {percent:.0f}" for role, percent in one.cpu_percent.items())
-        console.print(f"{one.name}: CPU in % of a core: {cpu}", highlight=False)
+            latencies.add_row(one.name, what, *_milliseconds(summary))
+        for o in one.objectives:
+            verdict = _verdict(o.is_met, "met", "NOT MET")
+            verdicts.add_row(one.name, o.name, f"< {o.limit:g} {o.unit}", f"{o.measured:.4g} {o.unit}", verdict)
+        agreed = f"{sum(check.is_met for check in one.checks)} agree"
+        verdict = _verdict(one.is_proven, "PROVEN", "FAILED")
+        verdicts.add_row(one.name, "every place counts the same", f"{len(one.checks)} comparisons", agreed, verdict)
+    console.print(latencies, verdicts)
+    for one in outcomes:
+        cpu = ", ".join(f"{role} {percent:.0f}" for role, percent in _by_use(one))
+        console.print(f"{one.name}: CPU in % of a core under load: {cpu}", highlight=False)
         for check in one.checks:
             if not check.is_met:
-                console.print(f"[red]{one.name}: {escape_markup(str(check))}[/red]", highlight=False)
+                console.print(f"{one.name}: {check}", style="red", markup=False, highlight=False)
         for doubt in one.doubts:
-            console.print(f"[yellow]{one.name}: {escape_markup(doubt)}[/yellow]", highlight=False)
+            console.print(f"{one.name}: {doubt}", style="yellow", markup=False, highlight=False)
 
 
-def escape_markup(text: str) -> str:
-    """Text of others in rich's markup."""
-    return text.replace("[", "\\[")
+def _by_use(one: Outcome) -> list[tuple[str, float]]:
+    return sorted(one.cpu_percent.items(), key=lambda item: -item[1])
 
 
 def _latencies(one: Outcome) -> list[tuple[str, Summary]]:
     return [
-        (f"votes → {one.subscribers} subscribers, ms", one.votes),
-        ("match events → subscribers, ms", one.events),
-        ("202 from when it was due, ms", one.answers),
+        (f"votes to {one.subscribers} subscribers", one.votes),
+        ("match events to the same", one.events),
+        ("202 answered, from when the body was due", one.answers),
     ]
 
 
@@ -127,7 +122,7 @@ def _section(run: Judged) -> str:
         plots,
         _table(("process", "CPU, % of a core", "memory, MB"), [
             (role, f"{percent:.0f}", f"{one.memory_mb[role]:.0f}" if one.memory_mb[role] else "")
-            for role, percent in sorted(one.cpu_percent.items(), key=lambda item: -item[1])
+            for role, percent in _by_use(one)
         ]),
         "<h3>Proof</h3>",
         _table(("place", "what", "sender", "found", ""), [

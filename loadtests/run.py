@@ -1,5 +1,6 @@
 """One run from beginning to end: polls, subscribers, load, drain, and what every place says afterwards."""
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -30,6 +31,9 @@ HOT_DRAINS_WITHIN_S = 60.0
 COLD_DRAINS_WITHIN_S = 120.0
 SUBSCRIBERS_WITHIN_S = 15.0
 START_IN_S = 1.0
+RUNNER = "runner"
+"""This process, which only waits and samples while the load lasts."""
+
 _POLL_S = 0.1
 _PROGRESS_S = 5.0
 
@@ -96,7 +100,8 @@ def carry_out(
     with ExitStack() as stack:
         readers = _start_readers(endpoints, options, scenario, directory, stack)
         sender = _start_sender(endpoints, options, scenario, directory, stack)
-        pids = {"sender": sender.pid} | {f"subscribers {n}": helper.pid for n, helper in enumerate(readers, 1)}
+        pids = {"sender": sender.pid, RUNNER: os.getpid()}
+        pids |= {f"subscribers {n}" if n > 1 else "subscribers": h.pid for n, h in enumerate(readers, 1)}
         sampler = Sampler(pids, supervisor_pid)
         sampler.start()
         sender.tell(Go(time.time() + START_IN_S))

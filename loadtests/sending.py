@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import gevent
 import msgspec
@@ -38,15 +38,16 @@ class Sending:
         self.begun = Event()
         self.refusals: list[str] = []
         self.open = 0
+        """Requests sent and not answered, pauses between attempts included."""
         self.open_max = 0
         self.plan: Plan | None = None
         self.match_plan: MatchPlan | None = None
-        self._planned = 0
+        self._taken = 0  # bodies that somebody waits to send, or sends
 
     @property
     def is_over(self) -> bool:
         """Nothing is due any more, and everything sent was answered or given up on."""
-        return self.begun.is_set() and self.plan is None and self.match_plan is None and self.open == 0
+        return self.begun.is_set() and self.plan is None and self.match_plan is None and self._taken == 0
 
     def begin(self, plan: Plan, match_plan: MatchPlan) -> None:
         """Let the users go."""
@@ -59,7 +60,7 @@ class Sending:
         if body is None:
             self.plan = None
             return None
-        self.open += 1
+        self._taken += 1
         if not body.is_repeat:
             self.recorder.votes(body.due, body.votes)
         return body
@@ -72,7 +73,7 @@ class Sending:
 
     def send_events(self, post: Post, events: Sequence[tuple[float, dict[str, Any]]]) -> None:
         """Send match events that are due in one body until they are acknowledged."""
-        self.open += 1
+        self._taken += 1
         for due, event in events:
             self.recorder.event(due, event["event_id"])
         items = [event for _, event in events]
@@ -83,7 +84,8 @@ class Sending:
         self, post: Post, path: str, content: bytes, media: str, due: float, items: Any, add: Callable[..., int]
     ) -> None:
         pause_s, first = _PAUSES_S[0], time.time()
-        self._in_flight(+1)
+        self.open += 1
+        self.open_max = max(self.open_max, self.open)
         try:
             while True:
                 sent = time.time()
@@ -104,11 +106,7 @@ class Sending:
                 pause_s = min(2 * pause_s, _PAUSES_S[1])
         finally:
             self.open -= 1
-            self._in_flight(-1)
-
-    def _in_flight(self, change: Literal[1, -1]) -> None:
-        self._planned += change
-        self.open_max = max(self.open_max, self._planned)
+            self._taken -= 1
 
 
 def wait_until(due: float) -> None:
