@@ -10,6 +10,7 @@ difference would let a statement hide from these checks. The engine's own classi
 `execution`.
 """
 
+import itertools
 import re
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
@@ -25,6 +26,7 @@ _FORBIDDEN_CALLS = frozenset({
     b"executable",  # runs programs
     b"python",  # reads objects of this process
 })  # fmt: skip
+_SOURCE_KEYS = frozenset({b"DB", b"TABLE", b"HOST", b"PORT", b"SECURE", b"USER", b"PASSWORD"})
 _STREAMABLE = frozenset({b"SELECT", b"WITH", b"FROM", b"("})
 
 Kind = Literal["word", "quoted", "string", "open", "close", "semicolon", "other"]
@@ -120,7 +122,7 @@ def _top_level(sql: bytes) -> Iterator[tuple[bytes, int, int]]:
 
     A quoted name or a string is given as one quotation mark, what is in brackets as the opening one.
     """
-    depth, is_over = 0, False
+    depth, is_over, has_dictionary = 0, False, False
     before = b""  # the token before, a quoted name without its quotes
     for kind, start, end in tokens(sql):
         text = sql[start:end]
@@ -133,6 +135,9 @@ def _top_level(sql: bytes) -> Iterator[tuple[bytes, int, int]]:
             raise ClickHouseError(Code.SYNTAX_ERROR, "Syntax error: a zero byte outside of a string")
         if text == b"(" and before.lower() in _FORBIDDEN_CALLS:
             raise ClickHouseError(Code.ACCESS_DENIED, f"{before.decode()}() is not available on the embedded server")
+        if text == b"(" and before.upper() == b"SOURCE" and has_dictionary:
+            _check_source(sql[end:])
+        has_dictionary |= text.upper() == b"DICTIONARY"
         if text.upper() == b"OUTFILE" and before.upper() == b"INTO":
             raise ClickHouseError(Code.NOT_IMPLEMENTED, "INTO OUTFILE is not available over HTTP")
         depth -= kind == "close"
@@ -140,6 +145,23 @@ def _top_level(sql: bytes) -> Iterator[tuple[bytes, int, int]]:
             yield b"'" if kind in ("quoted", "string") else text.upper(), start, end
         depth += kind == "open"
         before = _unquoted(text) if kind == "quoted" else text
+
+
+def _check_source(source: bytes) -> None:
+    """Only tables may be a dictionary's source: others run commands and read files, or hide SQL in a string."""
+    found = [(kind, source[start:end].upper()) for kind, start, end in itertools.islice(tokens(source), 40)]
+    if found[:3] == [("word", b"NULL"), ("open", b"("), ("close", b")")]:
+        return
+    if found[:2] == [("word", b"CLICKHOUSE"), ("open", b"(")]:
+        pairs = zip(found[2::2], found[3::2], strict=False)
+        for (_, key), (value_kind, value) in pairs:
+            if key == value == b")":
+                return
+            if key not in _SOURCE_KEYS or value_kind not in ("word", "string", "quoted"):
+                break
+    raise ClickHouseError(
+        Code.ACCESS_DENIED, "A dictionary on the embedded server has SOURCE(CLICKHOUSE(TABLE … DB …)) and no other keys"
+    )
 
 
 def _parse_insert(sql: bytes, top: Iterator[tuple[bytes, int, int]]) -> Statement | None:
