@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
 
-.PHONY: run install test lint types pytest lock clean
+.PHONY: run install test lint types pytest load lock clean help
 .DEFAULT_GOAL := run
 
 run: install  ## the whole pipeline on this machine, with a recorded match playing through it
@@ -43,6 +43,9 @@ types: install
 pytest: install
 	$(BIN)/python -m pytest $(PYTEST_ARGUMENTS)
 
+load: install  ## a short load test with its proof and a report; LOAD_ARGUMENTS=--full for the long one
+	$(BIN)/python -m loadtests $(LOAD_ARGUMENTS)
+
 # Needs uv. Universal (Linux and macOS, x86-64 and arm64), with hashes, and without naming a registry.
 lock:  ## requirements.lock anew, from pyproject.toml
 	uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes \
@@ -50,3 +53,6 @@ lock:  ## requirements.lock anew, from pyproject.toml
 
 clean:  ## everything that was installed or built; ./data stays
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+help:
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do printf '%-9s %s\n' "$$name" "$$text"; done
