@@ -7,7 +7,7 @@ only ever added, so what the cache holds stays right, and what it does not hold 
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 import msgspec
@@ -211,4 +211,4 @@ _FIRST, _LAST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9998, 1, 1, tzinfo=UT
 
 
 def _ms(at: datetime) -> int:
-    return int(at.timestamp() * 1000)
+    return (at - _FIRST) // timedelta(milliseconds=1)  # exact, unlike the float of timestamp()

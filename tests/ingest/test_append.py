@@ -1,10 +1,11 @@
 """The append script on a real server: once, in order, numbered, remembered for as long as promised."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any, Literal
 
 import pytest
 import redis.asyncio as redis
+from redis import Redis as SyncRedis
 
 from core import keys
 from core.errors import Retry
@@ -12,9 +13,26 @@ from core.redis_client import Scripts, connect
 from core.settings import Settings
 from ingest.append import Appender, Group, sources
 from tests.ingest.conftest import Log
+from tests.support.redis_server import RedisServer, redis_binary, running_redis
 
 SHARD = 0
 WINDOW_S = 3600
+
+
+@pytest.fixture(scope="module", params=["valkey", "redis"])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """The embedded Valkey, and the system's Redis where there is one."""
+    if request.param == "redis" and redis_binary() is None:
+        pytest.skip("no redis-server on this machine")
+    with running_redis(tmp_path_factory.mktemp(request.param), request.param) as running:
+        yield running
+
+
+@pytest.fixture
+def settings(server: RedisServer) -> Settings:
+    with SyncRedis.from_url(server.url) as connection:
+        connection.flushall()
+    return Settings(redis_url=server.url)
 
 
 @pytest.fixture

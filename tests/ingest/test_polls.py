@@ -122,9 +122,9 @@ async def test_a_poll_is_pending_until_it_opens(client: httpx.AsyncClient, opens
 
 
 async def test_times_are_kept_for_the_owner_of_the_timers(client: httpx.AsyncClient, log: Log) -> None:
-    await client.put(URL, json=POLL | {"opens_at": "2036-01-01T00:00:00.5Z", "closes_at": "2036-01-02T00:00:00Z"})
+    await client.put(URL, json=POLL | {"opens_at": "2036-01-01T00:00:00.5Z", "closes_at": "2036-01-02T00:00:00.009Z"})
     fields: Any = await log.redis.hgetall(keys.definition(shard_of("poll.p1", 4), "poll.p1"))
-    assert (fields[b"opens_ms"], fields[b"closes_ms"]) == (b"2082758400500", b"2082844800000")
+    assert (fields[b"opens_ms"], fields[b"closes_ms"]) == (b"2082758400500", b"2082844800009")
     assert fields[b"rev"] == b"1"
 
 
