@@ -19,8 +19,10 @@ from core.problem import HANDLERS
 from core.redis_client import Redis, call, connect, identify
 from core.settings import Settings
 from gateway.api import history, site, state, stream, updates, ws
+from gateway.listing import Listing
 from gateway.policy import Policy
 from gateway.service import Service
+from gateway.source import RedisSource
 from gateway.takeover import TakeoverProtocol
 from gateway.websocket import WebSocket
 from gateway.workers import run_workers
@@ -34,15 +36,15 @@ BACKLOG = 4096
 """Connections waiting to be accepted: a crowd comes back at once after a gateway died."""
 
 
-def make_app(service: Service, clickhouse: ClickHouse) -> Any:
+def make_app(service: Service, client: Redis, clickhouse: ClickHouse) -> Any:
     """The ASGI application."""
     routes = [
         *stream.routes(service),
         *ws.routes(service),
         *updates.routes(service),
-        *state.routes(service),
+        *state.routes(service, Listing(client, service.shards)),
         *history.routes(clickhouse),
-        *http.operations({"redis": _redis_check(service), "clickhouse": _clickhouse_check(clickhouse)}),
+        *http.operations({"redis": _redis_check(service, client), "clickhouse": _clickhouse_check(clickhouse)}),
         *site.routes(),
     ]
     return Policy(Starlette(routes=routes, exception_handlers=HANDLERS), service.settings.cors_origins)
@@ -73,7 +75,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
     async with clients(settings) as (client, clickhouse):
         identity = await find_log(client, settings, stop)
         if identity is not None:
-            await serve_readers(Service(settings, client, *identity), clickhouse, listener, stop)
+            await serve_readers(Service(settings, RedisSource(client), *identity), client, clickhouse, listener, stop)
 
 
 @asynccontextmanager
@@ -88,11 +90,13 @@ async def clients(settings: Settings) -> AsyncIterator[tuple[Redis, ClickHouse]]
         await client.aclose()
 
 
-async def serve_readers(service: Service, clickhouse: ClickHouse, listener: socket.socket, stop: asyncio.Event) -> None:
+async def serve_readers(
+    service: Service, client: Redis, clickhouse: ClickHouse, listener: socket.socket, stop: asyncio.Event
+) -> None:
     """Accept and serve on `listener` until `stop`, then drain."""
     settings = service.settings
     config = http.config(
-        make_app(service, clickhouse),
+        make_app(service, client, clickhouse),
         settings.gateway_host,
         settings.gateway_port,
         http=TakeoverProtocol,
@@ -144,12 +148,12 @@ async def find_log(client: Redis, settings: Settings, stop: asyncio.Event) -> tu
     return None
 
 
-def _redis_check(service: Service) -> http.Check:
+def _redis_check(service: Service, client: Redis) -> http.Check:
     async def check() -> str:
         if service.is_draining:
             return "draining"
         try:
-            await call(service.client.ping())
+            await call(client.ping())
         except Retry as error:
             return str(error)
         return ""

@@ -17,6 +17,7 @@ from core.errors import Fatal
 from core.settings import Settings, load
 from gateway.app import clients, find_log, make_app
 from gateway.service import Service
+from gateway.source import RedisSource
 
 
 class App:
@@ -45,8 +46,8 @@ class App:
             except Exception as error:
                 await send({"type": "lifespan.startup.failed", "message": str(error)})
                 return
-            service = self.service = Service(self._settings, client, *identity)
-            self._app = make_app(service, clickhouse)
+            service = self.service = Service(self._settings, RedisSource(client), *identity)
+            self._app = make_app(service, client, clickhouse)
             clock = asyncio.create_task(service.run())
             await send({"type": "lifespan.startup.complete"})
             await receive()  # shutdown: the server has ended all requests

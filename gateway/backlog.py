@@ -13,15 +13,14 @@ from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Iterable
 
-from core import keys, logs
+from core import logs
 from core.epochs import Epochs
 from core.errors import Poison
 from core.metrics import LOOP_ERRORS
-from core.position import K_ALL, ZERO, EntryId, Position, parse_entry_id
-from core.redis_client import Redis, call
-from core.updates import decode_update
+from core.position import K_ALL, ZERO, EntryId, Position
 from gateway import frames
 from gateway.frames import Item
+from gateway.source import Source
 
 COUNT_MAX = 128
 """Entries of one read: a batch is at most a few hundred messages, and the event loop waits while they are decoded."""
@@ -92,14 +91,14 @@ def conflate(items: list[Item]) -> list[Item]:
 class Backlog:
     """Shared reads of the output logs."""
 
-    def __init__(self, client: Redis) -> None:
-        self._client = client
+    def __init__(self, source: Source) -> None:
+        self._source = source
         self._log = logs.get()
         self._chunks: OrderedDict[_Key, Chunk] = OrderedDict()
         self._reading: dict[_Key, asyncio.Task[Chunk]] = {}
         self._bytes = 0
         self.reads = 0
-        """Reads of Redis so far."""
+        """Reads of the log so far."""
 
     async def chunk(self, shard: int, position: Position, epochs: Epochs, edge: Position) -> Chunk:
         """Entries of a shard at and after `position`, as many as one read gives. Raises Retry when Redis is away.
@@ -131,37 +130,29 @@ class Backlog:
 
     async def _read(self, shard: int, first: EntryId, epochs: Epochs, edge: Position) -> Chunk:
         self.reads += 1
-        pipe = self._client.pipeline(transaction=True)
-        pipe.hget(keys.progress(shard), "updates_id")
-        pipe.xrange(keys.updates(shard), min=str(first), max="+", count=COUNT_MAX)
-        newest, reply = await call(pipe.execute())
+        newest, found = await self._source.entries(shard, first, COUNT_MAX)
         entries: list[tuple[EntryId, EntryId]] = []
         items: list[Item] = []
-        last = ZERO
-        for raw_id, fields in reply:
-            last = parse_entry_id(raw_id)
-            try:
-                update = decode_update(fields)
-            except Poison:
+        for entry, update in found:
+            if update is None:
                 entries.clear()  # whoever stands before it finds that the next entry follows on one it never had
                 items.clear()
-                self._log.error("unreadable entry", shard=shard, entry=str(last))
+                self._log.error("unreadable entry", shard=shard, entry=str(entry))
                 LOOP_ERRORS.labels("backlog").inc()
                 continue
             if entries and update.previous > entries[-1][0]:
                 entries.clear()
                 items.clear()
-            entries.append((last, update.previous))
+            entries.append((entry, update.previous))
             for message in update.messages:
                 epoch = epochs.of(EntryId(message.ms, message.seq))
                 try:
                     items.append(frames.item(message, shard, epoch, update.applied_us))
                 except Poison as error:
                     self._log.error("message left out", error=str(error))
-        is_full = len(reply) == COUNT_MAX
-        until = epochs.at(last)
-        newest_id = parse_entry_id(newest) if newest else ZERO
-        return Chunk(entries, items, until if is_full else max(until, edge), newest_id, is_full=is_full)
+        is_full = len(found) == COUNT_MAX
+        until = epochs.at(found[-1][0] if found else ZERO)
+        return Chunk(entries, items, until if is_full else max(until, edge), newest, is_full=is_full)
 
     def _keep(self, key: _Key, task: asyncio.Task[Chunk]) -> None:
         del self._reading[key]

@@ -28,13 +28,13 @@ from msgspec import UNSET, Struct, UnsetType
 from core.cursor import decode
 from core.errors import Retry
 from core.position import Position
-from core.redis_client import Redis
 from gateway import hot_state
 from gateway.backlog import Backlog, passed
 from gateway.channel import NOTHING, Channel, Vector
 from gateway.frames import Item
 from gateway.hot_state import HotState
 from gateway.hub import Hub
+from gateway.source import Source
 from gateway.tail import Tails
 
 COMPLETE_BYTES = 256 * 1024
@@ -73,8 +73,8 @@ class Plan(Struct):
 class Resumer:
     """Makes plans. Holds no reader."""
 
-    def __init__(self, client: Redis, hub: Hub, tails: Tails, backlog: Backlog) -> None:
-        self._client = client
+    def __init__(self, source: Source, hub: Hub, tails: Tails, backlog: Backlog) -> None:
+        self._source = source
         self._hub = hub
         self._tails = tails
         self._backlog = backlog
@@ -205,11 +205,11 @@ class Resumer:
         key = (shard, routes)
         task = self._reading.get(key)
         if task is None:
-            task = self._reading[key] = asyncio.create_task(hot_state.read(self._client, shard, routes))
+            task = self._reading[key] = asyncio.create_task(self._source.state(shard, routes))
             task.add_done_callback(lambda _: self._reading.pop(key))
         state = await asyncio.shield(task)
         if beyond is not None and (beyond.entry > state.last_id or not state.epochs.holds(beyond)):
-            state = await hot_state.read(self._client, shard, routes)
+            state = await self._source.state(shard, routes)
         self._tails[shard].note(state)
         return state
 

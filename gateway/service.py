@@ -17,7 +17,6 @@ from msgspec import Struct
 from core import logs
 from core.metrics import LOOP_ERRORS
 from core.names import shard_of
-from core.redis_client import Redis
 from core.settings import Settings
 from gateway.backlog import Backlog
 from gateway.channel import NOTHING, Channel
@@ -26,6 +25,7 @@ from gateway.frames import Item, Wire, control
 from gateway.hub import Hub, Sink, Subscriber
 from gateway.meter import Meter
 from gateway.resume import COMPLETE_BYTES, Plan, Resumer, Verdict
+from gateway.source import Source
 from gateway.subscription import Subscription
 from gateway.tail import Tails
 from gateway.wheel import Wheel
@@ -53,9 +53,9 @@ class Joining(Struct):
 class Service:
     """Everything one gateway process knows about its readers."""
 
-    def __init__(self, settings: Settings, client: Redis, log_id: str, shards: int) -> None:
+    def __init__(self, settings: Settings, source: Source, log_id: str, shards: int) -> None:
         self.settings = settings
-        self.client = client
+        self.source = source
         self.log_id = log_id
         self.shards = shards
         self.meter = Meter()
@@ -73,9 +73,9 @@ class Service:
             meter=self.meter,
             on_cold=self._on_cold,
         )
-        self.tails = Tails(client, self.hub, interval_s=interval_s, on_news=self.flush_soon)
-        self._backlog = Backlog(client)
-        self._resumer = Resumer(client, self.hub, self.tails, self._backlog)
+        self.tails = Tails(source, self.hub, interval_s=interval_s, on_news=self.flush_soon)
+        self._backlog = Backlog(source)
+        self._resumer = Resumer(source, self.hub, self.tails, self._backlog)
         self._feeder = Feeder(
             self.hub,
             self.tails,
@@ -210,7 +210,7 @@ class Service:
             await asyncio.sleep(0.02)
 
     async def stop(self) -> None:
-        """Let go of Redis."""
+        """Let go of the log."""
         await self._feeder.stop()
         await self.tails.stop()
 

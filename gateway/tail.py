@@ -11,19 +11,19 @@ of ten).
 import asyncio
 from collections.abc import Callable, Collection
 
-from core import keys, logs
+from core import logs
 from core.epochs import Epochs
 from core.errors import Poison, Retry
 from core.metrics import LOOP_ERRORS
-from core.position import ZERO, EntryId, parse_entry_id
-from core.redis_client import Redis, call
-from core.updates import Update, decode_update
-from gateway import frames, hot_state
+from core.position import ZERO, EntryId
+from core.updates import Update
+from gateway import frames
 from gateway.hot_state import HotState
 from gateway.hub import Hub
+from gateway.source import Source
 
-BLOCK_MS = 1000
-"""Longest wait of one read; also how soon an idle shard's task notices that it should stop."""
+WAIT_S = 1.0
+"""Longest wait of one read: far below the client's socket timeout, which finds a server that hangs."""
 
 COUNT_MAX = 200
 """Entries of one read: bounds how long the event loop is busy with one answer."""
@@ -37,9 +37,9 @@ IDLE_S = 30.0
 class Tail:
     """Reader of one shard."""
 
-    def __init__(self, client: Redis, shard: int, hub: Hub, *, interval_s: float, on_news: Callable[[], None]) -> None:
+    def __init__(self, source: Source, shard: int, hub: Hub, *, interval_s: float, on_news: Callable[[], None]) -> None:
         """`on_news` is called after the hub got something to flush."""
-        self._client = client
+        self._source = source
         self._shard = shard
         self._hub = hub
         self._interval_s = interval_s
@@ -84,7 +84,7 @@ class Tail:
 
     async def _sync(self) -> None:
         """Find out where the shard stands, at the start and whenever the connection was lost."""
-        state = await hot_state.read(self._client, self._shard)
+        state = await self._source.state(self._shard)
         known = self._hub.edge.get(self._shard)
         if known is None:
             self._restart(state)
@@ -108,23 +108,20 @@ class Tail:
 
     async def _follow(self) -> None:
         loop = asyncio.get_running_loop()
-        name = keys.updates(self._shard)
         while True:
             started = loop.time()
-            reply = await call(self._client.xread({name: str(self._seen)}, count=COUNT_MAX, block=BLOCK_MS))
-            if not reply:
+            entries = await self._source.follow(self._shard, self._seen, COUNT_MAX, WAIT_S)
+            if not entries:
                 continue
-            for raw_id, fields in reply[0][1]:
-                await self._take(parse_entry_id(raw_id), fields)
+            for entry, update in entries:
+                await self._take(entry, update)
             self._on_news()
             spare_s = self._interval_s - (loop.time() - started)
-            if spare_s > 0 and len(reply[0][1]) < COUNT_MAX:
+            if spare_s > 0 and len(entries) < COUNT_MAX:
                 await asyncio.sleep(spare_s)
 
-    async def _take(self, entry: EntryId, fields: dict[bytes, bytes]) -> None:
-        try:
-            update = decode_update(fields)
-        except Poison:
+    async def _take(self, entry: EntryId, update: Update | None) -> None:
+        if update is None:
             # Nobody can read it, now or later: whoever needs what it held is told so when it asks for it.
             self._log.error("unreadable entry", entry=str(entry))
             LOOP_ERRORS.labels("tail").inc()
@@ -158,7 +155,7 @@ class Tail:
         """Does this entry follow on the last one, and is what was published still true?"""
         if update.previous == self._seen and update.epoch <= self.epochs.current:
             return
-        state = await hot_state.read(self._client, self._shard)
+        state = await self._source.state(self._shard)
         self._epochs = state.epochs
         if update.previous > self._seen or not state.epochs.holds(self._hub.edge[self._shard]):
             self._log.warning("gap in the log", seen=str(self._seen), previous=str(update.previous))
@@ -181,8 +178,8 @@ class Tail:
 class Tails:
     """The tails of all shards that have readers here."""
 
-    def __init__(self, client: Redis, hub: Hub, *, interval_s: float, on_news: Callable[[], None]) -> None:
-        self._client = client
+    def __init__(self, source: Source, hub: Hub, *, interval_s: float, on_news: Callable[[], None]) -> None:
+        self._source = source
         self._hub = hub
         self._interval_s = interval_s
         self._on_news = on_news
@@ -198,7 +195,7 @@ class Tails:
         """The reader of a shard, started when it is not running."""
         found = self._running.get(shard)
         if found is None:
-            tail = Tail(self._client, shard, self._hub, interval_s=self._interval_s, on_news=self._on_news)
+            tail = Tail(self._source, shard, self._hub, interval_s=self._interval_s, on_news=self._on_news)
             self._running[shard] = found = tail, asyncio.create_task(tail.run(), name=f"tail {shard}")
         return found[0]
 

@@ -14,7 +14,6 @@ from starlette.routing import Route
 from core.cursor import encode, fingerprint
 from core.names import SERIES, is_id, match_topic, poll_topic, shard_of
 from core.problem import Problem
-from gateway import hot_state
 from gateway.frames import encode_json
 from gateway.hot_state import HotState, TopicState
 from gateway.listing import Kind, Listing, parse_after
@@ -24,9 +23,8 @@ LIMIT_DEFAULT = 50
 LIMIT_MAX = 200
 
 
-def routes(service: Service) -> list[Route]:
+def routes(service: Service, listing: Listing) -> list[Route]:
     """The endpoints."""
-    listing = Listing(service.client, service.shards)
 
     def cursor(state: HotState, topic: str) -> str:
         return encode(fingerprint(service.log_id, [topic]), {state.shard: state.position})
@@ -35,7 +33,7 @@ def routes(service: Service) -> list[Route]:
         by_shard: dict[int, list[str]] = {}
         for topic in topics:
             by_shard.setdefault(shard_of(topic, service.shards), []).append(topic)
-        reads = [hot_state.read(service.client, shard, routes) for shard, routes in by_shard.items()]
+        reads = [service.source.state(shard, routes) for shard, routes in by_shard.items()]
         found = await asyncio.gather(*reads)
         return {topic: (state, state.states[topic]) for state in found for topic in state.states}
 

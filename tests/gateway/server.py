@@ -15,6 +15,7 @@ from core.settings import Settings
 from gateway.app import clients, find_log, serve_readers
 from gateway.asgi import App
 from gateway.service import Service
+from gateway.source import RedisSource
 from tests.support.waiting import wait_until_sync
 
 Kind = Literal["takeover", "plain"]
@@ -94,8 +95,8 @@ class Gateway:
         async with clients(self._settings) as (client, clickhouse):
             identity = await find_log(client, self._settings, self._stop)
             assert identity is not None
-            self.service = Service(self._settings, client, *identity)
-            await serve_readers(self.service, clickhouse, self._listener, self._stop)
+            self.service = Service(self._settings, RedisSource(client), *identity)
+            await serve_readers(self.service, client, clickhouse, self._listener, self._stop)
 
     async def _serve_plain(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
