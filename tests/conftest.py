@@ -12,14 +12,18 @@ import redis
 
 from core.settings import Settings
 from tests.support.ports import free_port as _free_port
-from tests.support.processes import descendants
+from tests.support.processes import adopt_orphans, descendants
 from tests.support.redis_server import RedisServer, running_redis
 from tests.support.waiting import wait_until_sync
 
 
 @pytest.fixture(scope="session", autouse=True)
 def no_process_is_left() -> Iterator[None]:
-    """Fail the run when a test started a process that is still there at the end of it (Linux)."""
+    """Fail the run when a test started a process that is still there at the end of it (Linux).
+
+    Processes whose parent has died count too: they become children of this one instead of the system's.
+    """
+    adopt_orphans()
     yield
     before = descendants(os.getpid())
     if before:

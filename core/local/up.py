@@ -4,6 +4,7 @@ import asyncio
 import signal
 import sys
 import time
+from typing import TextIO
 
 from core.local.keyfiles import locked, make_data_dir, with_secrets
 from core.local.services import resolve_ports, stages, url
@@ -24,11 +25,8 @@ def run(settings: Settings, *, is_demo: bool) -> None:
 
 
 def say(text: str) -> None:
-    """One line for the person in front of the terminal. A terminal that is gone does not stop the pipeline."""
-    try:
-        print(f"{time.strftime('%H:%M:%S')}  {text}", file=sys.stderr, flush=True)
-    except OSError:
-        return
+    """One line for the person in front of the terminal."""
+    _show(f"{time.strftime('%H:%M:%S')}  {text}", sys.stderr)
 
 
 def summary(settings: Settings, *, is_demo: bool) -> str:
@@ -55,6 +53,14 @@ def summary(settings: Settings, *, is_demo: bool) -> str:
     return "\n".join(lines)
 
 
+def _show(text: str, stream: TextIO) -> None:
+    """Print; a terminal or a pipe that is gone does not stop the pipeline."""
+    try:
+        print(text, file=stream, flush=True)
+    except OSError:
+        return
+
+
 async def _run(settings: Settings, supervisor: Supervisor, is_demo: bool) -> None:
     loop = asyncio.get_running_loop()
     signals = 0
@@ -76,7 +82,7 @@ async def _run(settings: Settings, supervisor: Supervisor, is_demo: bool) -> Non
 
     def on_ready() -> None:
         say(f"ready after {time.monotonic() - started:.1f} s")
-        print(f"\n{summary(settings, is_demo=is_demo)}\n", flush=True)
+        _show(f"\n{summary(settings, is_demo=is_demo)}\n", sys.stdout)
 
     await supervisor.run(on_ready)
     say("stopped")

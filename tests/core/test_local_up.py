@@ -37,6 +37,7 @@ class Up:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self.redis_url = ""  # empty: the embedded one
         self.ports = {
             name: free_port() for name in ("ingest", "gateway", "clickhouse", "state_metrics", "archive_metrics")
         }
@@ -47,9 +48,10 @@ class Up:
     @property
     def environ(self) -> dict[str, str]:
         """Variables of the command."""
-        ports = {f"ARENACAST_{name.upper()}_PORT": str(port) for name, port in self.ports.items()}
+        variables = {f"ARENACAST_{name.upper()}_PORT": str(port) for name, port in self.ports.items()}
         rest = {name: value for name, value in os.environ.items() if not name.startswith("ARENACAST_")}
-        return {**rest, **ports, "ARENACAST_DATA_DIR": str(self.directory), "PYTHONPATH": str(ROOT)}
+        variables["ARENACAST_REDIS_URL"] = self.redis_url
+        return {**rest, **variables, "ARENACAST_DATA_DIR": str(self.directory), "PYTHONPATH": str(ROOT)}
 
     @property
     def settings(self) -> Settings:
@@ -145,7 +147,7 @@ class Up:
 
 @pytest.fixture
 def up(tmp_path: Path) -> Iterator[Up]:
-    up = Up(tmp_path / "data")
+    up = Up(tmp_path / "da ta")  # a path may hold anything
     yield up
     if up.process is not None and up.process.poll() is None:
         up.process.kill()
@@ -203,8 +205,11 @@ def test_life_of_an_installation(up: Up) -> None:
 
 
 @pytest.mark.timeout(120)
-def test_demo_moves_within_a_minute_and_leaves_no_secret_in_sight(up: Up) -> None:
+def test_demo_moves_within_a_minute_and_leaves_no_secret_in_sight(up: Up, redis_url: str) -> None:
+    """With a Redis that runs already, so that the embedded one is not started."""
+    up.redis_url = redis_url
     up.start("--demo")
+    assert sorted(up.children()) == sorted({*SERVICES, "demo"} - {"redis"})
     key = (up.directory / "ingest.key").read_text().strip()
 
     def is_moving() -> bool:

@@ -1,6 +1,16 @@
 """Looking at processes through /proc (Linux; elsewhere nothing is seen and nothing is claimed)."""
 
+import ctypes
+import sys
 from pathlib import Path
+
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def adopt_orphans() -> None:
+    """From now on, descendants of this process whose parent dies become children of this process (Linux)."""
+    if sys.platform == "linux":
+        assert ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
 
 
 def descendants(pid: int) -> dict[int, str]:
