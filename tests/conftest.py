@@ -11,6 +11,7 @@ import pytest
 import redis
 
 from core.settings import Settings
+from tests.support.clickhouse_server import ClickHouseServer, running_clickhouse
 from tests.support.ports import free_port as _free_port
 from tests.support.processes import adopt_orphans, descendants
 from tests.support.redis_server import RedisServer, running_redis
@@ -50,6 +51,23 @@ def redis_url(redis_server: RedisServer) -> str:
         client.script_flush()
         client.config_resetstat()
     return redis_server.url
+
+
+@pytest.fixture(scope="session")
+def clickhouse_server(no_process_is_left: None) -> Iterator[ClickHouseServer]:
+    """The session's embedded ClickHouse. Tests that stop or fill a server start their own with `running_clickhouse`."""
+    directory = Path(tempfile.mkdtemp(prefix="ac-clickhouse-"))
+    try:
+        with running_clickhouse(directory / "data") as server:
+            yield server
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture
+def clickhouse_url(clickhouse_server: ClickHouseServer) -> str:
+    """URL of the session's ClickHouse; the database it names does not exist."""
+    return clickhouse_server.target()
 
 
 @pytest.fixture
