@@ -72,6 +72,7 @@ def judge(finished: Finished) -> Judged:
         lateness=exact((requests.sent - requests.due) * 1000),
         loop_lag=lag,
         cpu_percent={role: usage.mean for role, usage in under_load.roles.items()},
+        cpu_p95_percent={role: usage.p95 for role, usage in under_load.roles.items()},
         memory_mb={role: usage.memory_mb for role, usage in under_load.roles.items()},
         doubts=outcome.doubts(under_load, finished.generators, sent, lag, os.cpu_count() or 1),
     )  # fmt: skip

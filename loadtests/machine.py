@@ -31,6 +31,11 @@ class Usage(Struct):
         """Over all samples."""
         return sum(self.percent) / len(self.percent) if self.percent else 0.0
 
+    @property
+    def p95(self) -> float:
+        """Of all samples: what it needs at the peak of a burst."""
+        return sorted(self.percent)[int(0.95 * (len(self.percent) - 1))] if self.percent else 0.0
+
 
 class Samples(Struct):
     """`at` are Unix times; every role has as many values."""
@@ -104,18 +109,22 @@ class Sampler(threading.Thread):
             usage.memory_mb = max(usage.memory_mb, memory.get(role, 0.0))
 
     def _processes(self) -> list[tuple[psutil.Process, str]]:
-        found: list[tuple[psutil.Process, str]] = []
-        for name, pid in self._generators.items():
-            if psutil.pid_exists(pid):
-                found.append((psutil.Process(pid), name))
-        if self._supervisor_pid is not None and psutil.pid_exists(self._supervisor_pid):
-            supervisor = psutil.Process(self._supervisor_pid)
-            for process in (supervisor, *supervisor.children(recursive=True)):
-                role = self._roles.get(process.pid)
-                if role is None:
-                    role = self._roles[process.pid] = _role(process)
-                found.append((process, role))
+        found = [(process, name) for name, pid in self._generators.items() for process in _tree(pid)[:1]]
+        if self._supervisor_pid is not None:
+            for process in _tree(self._supervisor_pid):
+                if process.pid not in self._roles:
+                    self._roles[process.pid] = _role(process)
+                found.append((process, self._roles[process.pid]))
         return found
+
+
+def _tree(pid: int) -> list[psutil.Process]:
+    """A process and everything below it; nothing when it has ended."""
+    try:
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    except psutil.Error:
+        return []
 
 
 def _role(process: psutil.Process) -> str:

@@ -148,6 +148,8 @@ def quantile(before: dict[float, float], after: dict[float, float], q: float) ->
     """The q-th percentile of what a histogram counted between two scrapes, interpolated within its bucket as
     `histogram_quantile` does; 0 when it counted nothing, the last finite bound when it lies above."""
     bounds = sorted(after)
+    if any(after[bound] < before.get(bound, 0.0) for bound in bounds):
+        before = {}  # the service was restarted in between: its counters began anew
     counts = [after[bound] - before.get(bound, 0.0) for bound in bounds]
     if not counts or counts[-1] <= 0:
         return 0.0

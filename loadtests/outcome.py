@@ -70,6 +70,7 @@ class Outcome(Struct):
     lateness: Summary
     loop_lag: Summary
     cpu_percent: dict[str, float]
+    cpu_p95_percent: dict[str, float]
     memory_mb: dict[str, float]
     doubts: list[str]
     """Why the generator or the machine, and not the pipeline, may have set these latencies."""
@@ -127,7 +128,7 @@ def doubts(samples: Samples, generators: Sequence[str], trace: Trace, loop_lag: 
     if is_full:
         found.append(f"the machine is the bottleneck: all {cores} cores were busy half of the time")
     for name in generators:
-        busy = _percentile(samples.roles.get(name, Usage()).percent, 95)
+        busy = samples.roles.get(name, Usage()).p95
         if busy > BUSY_PERCENT:
             found.append(f"the generator is the bottleneck: {name} used {busy:.0f} % of a core (p95)")
     late = exact((trace.requests.sent - trace.requests.due) * 1000)
@@ -138,7 +139,8 @@ def doubts(samples: Samples, generators: Sequence[str], trace: Trace, loop_lag: 
     if loop_lag.p99 > LATE_MS:
         found.append(f"{blame}: subscribers read {loop_lag.p99:.0f} ms late (p99)")
     others = samples.roles.get(OTHERS, Usage()).mean
-    if others > NOISE_PERCENT:
+    sees_pipeline = bool(samples.roles.keys() - {*generators, OTHERS})  # otherwise the pipeline is among the others
+    if sees_pipeline and others > NOISE_PERCENT:
         found.append(f"other programs used {others:.0f} % of a core meanwhile")
     return found
 
@@ -167,7 +169,3 @@ def verdict_counts(views: Views) -> dict[str, int]:
     for seen in views.seen:
         total.update(seen.verdicts)
     return dict(total)
-
-
-def _percentile(values: Sequence[float], q: float) -> float:
-    return float(np.percentile(values, q)) if len(values) else 0.0

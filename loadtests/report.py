@@ -120,8 +120,8 @@ def _section(run: Judged) -> str:
         "".join(f'<p class="no">{escape(doubt)}</p>' for doubt in one.doubts)
         or '<p class="ok">Yes: it was neither late nor busy, and the machine had time left.</p>',
         plots,
-        _table(("process", "CPU, % of a core", "memory, MB"), [
-            (role, f"{percent:.0f}", f"{one.memory_mb[role]:.0f}" if one.memory_mb[role] else "")
+        _table(("process", "CPU, % of a core", "p95", "memory, MB"), [
+            (role, f"{percent:.0f}", f"{one.cpu_p95_percent[role]:.0f}", f"{one.memory_mb[role]:.0f}" if one.memory_mb[role] else "")
             for role, percent in _by_use(one)
         ]),
         "<h3>Proof</h3>",

@@ -212,10 +212,10 @@ def _ask(endpoints: Endpoints, books: Ledger, places: Places) -> None:
 def _until(condition: Callable[[], bool], within_s: float) -> float:
     """Seconds until `condition` holds; `within_s` when it does not: the comparison will say what is missing."""
     started = time.monotonic()
-    while (elapsed_s := time.monotonic() - started) < within_s:
+    while time.monotonic() - started < within_s:
         try:
             if condition():
-                return elapsed_s
+                return time.monotonic() - started
         except httpx.TransportError:
             pass  # a service that is being restarted
         time.sleep(_POLL_S)

@@ -41,7 +41,7 @@ def test_a_pipeline_that_holds_up_the_schedule_is_not_blamed_on_the_generator() 
 
 
 def test_a_full_machine_and_other_programs_are_named() -> None:
-    found = doubts(Samples([1.0], {"sender": Usage([50.0]), OTHERS: Usage([150.0])}))
+    found = doubts(Samples([1.0], {"sender": Usage([50.0]), "ingest": Usage([5.0]), OTHERS: Usage([150.0])}))
     assert "2 cores were busy" in found
     assert "other programs used 150 %" in found
 
@@ -80,3 +80,4 @@ def test_quantile_of_what_was_counted_between_two_scrapes() -> None:
     assert quantile(before, after, 75) == 15.0
     assert quantile({}, {10.0: 0.0, float("inf"): 4.0}, 99) == 10.0
     assert quantile(after, after, 99) == 0.0
+    assert quantile({10.0: 500.0, float("inf"): 500.0}, {10.0: 4.0, float("inf"): 4.0}, 50) == 5.0  # restarted
