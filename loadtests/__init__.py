@@ -4,7 +4,7 @@
     python -m loadtests --full       5 minutes, then 2 minutes
     python -m loadtests --help       other shapes, rates, subscribers, or a pipeline that runs already
 
-What enters: nothing, or the URLs of a pipeline. What leaves: a verdict (exit code), a table, `results/<time>/report.html`.
+What enters: nothing, or the URLs of a pipeline. What leaves: an exit code, a table, `results/<time>/report.html`.
 
     curves, shapes         how many events are due when; the same as locust's load shapes
     mix, plan              what is sent: polls, bodies of 1 to 10 votes, repeats, match events; and its schedule

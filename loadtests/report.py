@@ -121,7 +121,7 @@ def _section(run: Judged) -> str:
         or '<p class="ok">Yes: it was neither late nor busy, and the machine had time left.</p>',
         plots,
         _table(("process", "CPU, % of a core", "p95", "memory, MB"), [
-            (role, f"{percent:.0f}", f"{one.cpu_p95_percent[role]:.0f}", f"{one.memory_mb[role]:.0f}" if one.memory_mb[role] else "")
+            (role, f"{percent:.0f}", f"{one.cpu_p95_percent[role]:.0f}", f"{one.memory_mb[role]:.0f}")
             for role, percent in _by_use(one)
         ]),
         "<h3>Proof</h3>",
