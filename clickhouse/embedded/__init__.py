@@ -23,7 +23,7 @@ Invariants
     * Every buffer, queue, session and wait has a bound; what is over it is refused with a reason.
     * No stack trace leaves the server.
 
-One process, one data directory. For more than one machine, for replication, for users and roles run a ClickHouse server.
+One process, one data directory. For more than one machine, replication, or users and roles run a ClickHouse server.
 Start reading at `app`, then `execution`.
 """
 
