@@ -30,8 +30,8 @@ _POLL_S = 0.05
 def stages(settings: Settings, *, is_demo: bool) -> list[list[Service]]:
     """Services by stage of the start. `settings` are complete: every secret and every port is set."""
     environ = python_environment(environment(settings, os.environ))
-    reader, writer = _probe_host(settings.gateway_host), _probe_host(settings.ingest_host)
-    consumer = _probe_host(settings.metrics_host)
+    reader, writer = reachable_host(settings.gateway_host), reachable_host(settings.ingest_host)
+    consumer = reachable_host(settings.metrics_host)
 
     def ours(*arguments: str, name: str, host: str, port: int, stop_within_s: float = 10.0) -> Service:
         return Service(
@@ -98,6 +98,11 @@ def url(host: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+def reachable_host(host: str) -> str:
+    """Where a server that listens on `host` can be asked from this machine."""
+    return {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
+
+
 def _redis(settings: Settings) -> Service:
     async def prepare() -> None:
         deadline = asyncio.get_running_loop().time() + _PREDECESSOR_S
@@ -149,8 +154,3 @@ def _port(host: str, port: int, field: str) -> int:
             reason = "is in use by another program" if error.errno == errno.EADDRINUSE else f"cannot be bound: {error}"
             raise Fatal(f"{PREFIX}{field.upper()}: port {port} of {host} {reason}") from error
         return int(probe.getsockname()[1])
-
-
-def _probe_host(host: str) -> str:
-    """Where a server that listens on `host` can be asked from this machine."""
-    return {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound

@@ -7,7 +7,7 @@ import time
 from typing import TextIO
 
 from core.local.keyfiles import locked, make_data_dir, with_secrets
-from core.local.services import resolve_ports, stages, url
+from core.local.services import reachable_host, resolve_ports, stages, url
 from core.local.supervisor import Supervisor
 from core.settings import Settings, unknown_variables
 
@@ -31,8 +31,8 @@ def say(text: str) -> None:
 
 def summary(settings: Settings, *, is_demo: bool) -> str:
     """What to open, where to write, with which key."""
-    reader = url(settings.gateway_host, settings.gateway_port)
-    writer = url(settings.ingest_host, settings.ingest_port)
+    reader = url(reachable_host(settings.gateway_host), settings.gateway_port)
+    writer = url(reachable_host(settings.ingest_host), settings.ingest_port)
     if settings.clickhouse_url:
         clickhouse = f"{settings.public()['clickhouse_url']}"
     else:
