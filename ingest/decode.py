@@ -67,8 +67,11 @@ def fault_of(error: ValidationError) -> Fault:
     """Path and reason of a validation error, without the values that the client sent."""
     text, _, path = str(error).partition(" - at `")
     path = path.rstrip("`").removeprefix("$").removeprefix(".")
+    field = path.rpartition(".")[2]
     if "matching regex" in text:
-        text = _REASONS.get(path.rpartition(".")[2], _ID_REASON)
+        text = _REASONS.get(field, _ID_REASON)
+    elif "of length" in text and field in _REASONS:
+        text = _REASONS[field]
     elif text.startswith("Invalid enum value"):
         text = "is not one of the allowed values"
     return path, text

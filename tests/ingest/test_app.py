@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -103,6 +104,7 @@ def test_a_request_at_hand_is_finished_before_it_stops(settings: Settings, redis
             wait_until_sync(lambda: admin.info("clients")["paused_actions"] == "write" and _is_waiting(admin))
             process.terminate()
             wait_until_sync(lambda: not _accepts_connections(settings.ingest_port), what="no new connections")
+            time.sleep(0.5)  # the disk is slow: longer than a server needs that does not wait for its requests
         finally:
             admin.client_unpause()
         assert answer.result(10).json() == {"accepted": 1, "duplicates": 0}

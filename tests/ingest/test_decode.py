@@ -131,6 +131,16 @@ def test_a_bad_field_is_422_and_named(change: dict[str, object], path: str) -> N
     assert problem.errors[0].reason
 
 
+def test_reasons_are_written_for_people() -> None:
+    def reason(change: dict[str, object]) -> str:
+        return refused(vote("e1") | change).errors[0].reason
+
+    assert reason({"poll_id": "p.1"}) == "must be 1 to 64 of A-Z a-z 0-9 _ -"
+    assert reason({"source": "a b"}) == "must be 1 to 32 of A-Z a-z 0-9 _ . : -"
+    assert reason({"voter": "\n"}) == "must be 1 to 128 printable characters"
+    assert reason({"voter": ""}) == "must be 1 to 128 printable characters"
+
+
 def test_a_reason_repeats_nothing_that_the_client_sent() -> None:
     for field in ("event_id", "poll_id", "option", "voter", "ts", "source"):
         for secret in ("s3cr3t\n", {"s3cr3t": 1}, 987654321):

@@ -185,6 +185,7 @@ def test_an_equal_body_has_the_same_hash_but_at_another_time_another_id() -> Non
         (b'{"event": ""}', 422),
         (b'{"event": 5}', 422),
         (b'{"event": "e", "x": ' + b"[" * 200 + b"]" * 200 + b"}", 422),
+        (b'{"event": "e", "x": ' + b"[" * 800 + b"]" * 800 + b"}", 422),
         (b'{"event": "e", "x": "' + b"x" * 300_000 + b'"}', 422),
     ],
 )

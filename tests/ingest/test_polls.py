@@ -9,7 +9,10 @@ import httpx
 import pytest
 
 from core import keys
+from core.clock import now_us
 from core.names import shard_of
+from core.redis_client import Scripts, connect
+from core.settings import Settings
 from ingest import polls
 from tests.ingest.conftest import POLL, Log, vote
 
@@ -247,14 +250,19 @@ async def test_a_vanished_poll_beside_a_living_one_is_503_and_then_422(
 
 
 async def test_the_cache_is_bounded(
-    client: httpx.AsyncClient, log: Log, monkeypatch: pytest.MonkeyPatch, poll: str
+    client: httpx.AsyncClient, log: Log, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(polls, "CACHE_MAX", 2)
-    for number in range(5):
-        await client.put(f"/api/v1/polls/c{number}", json=POLL)
-        for event_id in ("e1", "e2", "e3"):
-            assert (await client.post("/api/v1/votes", json=vote(event_id, poll_id=f"c{number}"))).status_code == 202
-    assert len(await log.entries("vote")) == 15
+    names = [f"c{number}" for number in range(5)]
+    for name in names:
+        await client.put(f"/api/v1/polls/{name}", json=POLL)
+        await client.post("/api/v1/votes", json=vote("e1", poll_id=name))
+    async with connect(settings) as connection:
+        known = polls.Polls(connection, Scripts(connection, 4, {}), 4, now_us)
+        for _ in range(2):
+            for name in names:
+                assert await known.options([name]) == {name: frozenset("ab")}
+        assert list(known._cache) == names[-2:]
 
 
 def test_the_same_moment_in_another_time_zone_is_no_change() -> None:
