@@ -245,7 +245,7 @@ class Execution:
             for piece in self._pieces:
                 gathered.append(piece)
                 size += len(piece)
-                if size >= enough or (size and time.perf_counter() > until):
+                if self._stream is not None and (size >= enough or (size and time.perf_counter() > until)):
                     return b"".join(gathered), False
         except Exception as error:
             if not gathered or enough == FIRST_BYTES:

@@ -135,7 +135,7 @@ def _options(fields: Mapping[str, str], headers: Mapping[str, str], tables: froz
         else:
             settings[name] = value
     default_format = fields.get("default_format") or headers.get("x-clickhouse-format") or "TabSeparated"
-    if not _FORMAT.fullmatch(default_format):
+    if not _FORMAT.fullmatch(default_format) or default_format.lower() == "dataframe":  # an object of the engine's API
         raise ClickHouseError(Code.UNKNOWN_FORMAT, "Unknown format")
     query_id = fields.get("query_id", "")
     if query_id and not _QUERY_ID.fullmatch(query_id):

@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 from clickhouse.embedded.errors import ClickHouseError, Code
 
 SQL_MAX_BYTES = 1024 * 1024
-"""Longest text looked at, which takes up to a second. The data of an INSERT does not count; the engine's own limit is
+"""Longest text looked at, which takes a second or two. The data of an INSERT does not count; the engine's own limit is
 256 KiB unless a client raises it."""
 
 _FORBIDDEN_CALLS = frozenset({
