@@ -48,6 +48,8 @@ def judge(finished: Finished) -> Judged:
     requests = sent.requests
     failed = int(np.count_nonzero(requests.status != 202))
     lag = exact(views.loop_lag_ms)
+    reconnects = sum(max(0, one.connections - 1) for one in views.seen)
+    tries = len(requests.status) + sum(one.connections for one in views.seen)
     under_load = finished.samples.between(sent.start, sent.start + curve.seconds)
     result = Outcome(
         name=curve.name,
@@ -55,7 +57,7 @@ def judge(finished: Finished) -> Judged:
         peak=curve.peak,
         subscribers=len(views.seen),
         checks=_checks(finished, views, delivered),
-        objectives=outcome.objectives(curve.name, votes, events, 100.0 * failed / max(1, len(requests.status))),
+        objectives=outcome.objectives(curve.name, votes, events, 100.0 * (failed + reconnects) / max(1, tries)),
         votes=votes,
         events=events,
         answers=exact((requests.answered - requests.due)[requests.status == 202] * 1000),
@@ -66,7 +68,8 @@ def judge(finished: Finished) -> Judged:
         repeated=finished.books.repeated,
         messages=outcome.message_counts(views),
         verdicts=outcome.verdict_counts(views),
-        lost_connections=views.failures,
+        lost_connections=reconnects,
+        reasons=views.failures,
         hot_drained_s=places.hot_drained_s,
         cold_drained_s=places.cold_drained_s,
         lateness=exact((requests.sent - requests.due) * 1000),

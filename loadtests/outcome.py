@@ -64,7 +64,9 @@ class Outcome(Struct):
     repeated: int
     messages: dict[str, int]
     verdicts: dict[str, int]
-    lost_connections: list[str]
+    lost_connections: int
+    reasons: list[str]
+    """Of the first ones."""
     hot_drained_s: float
     cold_drained_s: float
     lateness: Summary
@@ -109,7 +111,7 @@ def objectives(name: str, votes: Summary, events: Summary, error_percent: float)
     found = [
         Objective("p95 end to end", P95_MS, p95, "ms"),
         Objective("p99 end to end", P99_MS, p99, "ms"),
-        Objective("errors", ERRORS_PERCENT, error_percent, "%"),
+        Objective("failed requests and lost connections", ERRORS_PERCENT, error_percent, "%"),
     ]
     if name == "sustained":
         found.append(Objective("p99 end to end, our aim", GOAL_P99_MS, p99, "ms"))

@@ -34,7 +34,10 @@ def embedded(directory: Path, shards: int = 4) -> Iterator[tuple[Endpoints, int]
     environ = python_environment(environment(settings, os.environ))
     log = directory / "up.log"
     with log.open("wb") as output:
-        process = subprocess.Popen(command, env=environ, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+        process = subprocess.Popen(
+            command, env=environ, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+            start_new_session=True,  # Ctrl-C is for us, and we stop it in order
+        )  # fmt: skip
     try:
         _wait_ready(process, settings, log)
         yield endpoints(settings), process.pid

@@ -129,7 +129,7 @@ def _section(run: Judged) -> str:
             (c.place, c.what, c.expected, c.found, _mark(c.is_met, "same", "DIFFERS")) for c in one.checks
         ]),
         f"<p>Messages received: {escape(_pairs(one.messages, ','))}. Verdicts: {escape(_pairs(one.verdicts, ','))}. ",
-        f"Connections lost: {len(one.lost_connections)}. {escape('; '.join(one.lost_connections[:5]))}</p>",
+        f"Connections lost: {one.lost_connections}. {escape('; '.join(one.reasons[:5]))}</p>",
     ])  # fmt: skip
 
 

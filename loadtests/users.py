@@ -2,8 +2,8 @@
 
     python -m loadtests.users SPEC.json     (started by `python -m loadtests`; SPEC: `lines.SenderSpec`)
 
-Votes are sent by locust; subscribers are not, unless asked for (`--subscribers locust`). Measured on two shared cores at
-1000 events/s with 200 SSE and 50 WebSocket subscribers, 18,000 messages/s read, three runs each in turn:
+Votes are sent by locust; subscribers are not, unless asked for (`--subscribers locust`). Measured on two shared cores
+at 1000 events/s with 200 SSE and 50 WebSocket subscribers, 18,000 messages/s read, three runs each in turn:
 
                                      CPU of the generator        bodies sent late, p99
     all in locust (gevent)           26 to 30 % of a core        6 to 22 ms
