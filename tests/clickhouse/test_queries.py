@@ -64,6 +64,21 @@ async def test_events_of_all_maps_come_in_the_order_of_the_log(stored: Stored) -
     assert page.next is None
 
 
+async def test_pages_follow_the_log_whatever_was_inserted_first(stored: Stored) -> None:
+    """Events of several inserts lie in several parts, which are read side by side."""
+    for third in (2, 0, 1):
+        await stored.add(*[(ms, 0) for ms in range(third, 30, 3)])
+    seen: list[str] = []
+    after = None
+    while True:
+        page = await events_page(stored.clickhouse, "m1", limit=4, after=after)
+        seen += payloads(page)
+        if page.next is None:
+            break
+        after = page.next
+    assert seen == expected([(ms, 0) for ms in range(30)])
+
+
 async def test_pages_join_without_gap_or_repeat_while_events_arrive(stored: Stored) -> None:
     await stored.add(*[(ms, 0) for ms in range(7)])
     seen: list[str] = []

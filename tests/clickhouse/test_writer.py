@@ -334,6 +334,16 @@ async def test_a_torn_insert_whose_plan_was_lost_is_completed_and_its_aggregate_
     await log.assert_exact()
 
 
+async def test_an_aggregate_can_be_computed_anew_more_than_once(log: ArchiveLog) -> None:
+    """The second time its rows are equal to those of the first, and must not be taken for a repeat."""
+    log.vote(6)
+    await log.archive()
+    for _ in range(2):
+        log.sync.delete(keys.archive(0, "events"))
+        await log.archive()
+        await log.assert_exact()
+
+
 async def test_a_redo_that_may_be_forgotten_looks_instead_of_trusting_its_token(log: ArchiveLog) -> None:
     log.vote(8)
     await crash(log, "before commit")
@@ -357,6 +367,7 @@ async def test_the_same_forgotten_token_would_duplicate_without_looking(log: Arc
 async def test_the_scripts_work_above_the_memory_limit(log: ArchiveLog) -> None:
     """Only what is archived can be trimmed: refusing the archive would keep a full Redis full."""
     log.vote(5)
+    log.append_garbage()
     writer = log.writer()
     await writer.take_over()
     log.sync.config_set("maxmemory", 1)
