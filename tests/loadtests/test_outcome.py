@@ -60,6 +60,12 @@ def test_objectives_are_those_of_the_slower_of_votes_and_events() -> None:
     assert found["failed requests and lost connections"].is_met
 
 
+def test_nothing_delivered_meets_no_latency() -> None:
+    assert [o.name for o in outcome.objectives("sustained", exact([]), exact([]), 0.0)] == [
+        "failed requests and lost connections"
+    ]
+
+
 def test_per_second_sums() -> None:
     times = [np.asarray([10.0, 10.9, 11.0]), np.asarray([99.0])]
     assert outcome.per_second(times, None, 10.0, 3).tolist() == [2, 1, 1]
