@@ -18,6 +18,7 @@ from tests.support.waiting import wait_until_sync
 
 _HEADER = struct.Struct("!6H")
 _TTL_S = 1
+_FASTER = 5  # times as impatient as in production, so that the tests take seconds
 
 
 class NameServer:
@@ -81,7 +82,7 @@ class Proxy:
 
 @contextmanager
 def running_proxy(directory: Path, names: NameServer, upstream_ports: Mapping[str, int]) -> Iterator[Proxy]:
-    """The proxy of docker/proxy/Caddyfile. Changed are only addresses, ports and where it keeps its keys."""
+    """The proxy of docker/proxy/Caddyfile. Changed: addresses and ports, where it keeps its keys, how long it waits."""
     ports = {name: free_port() for name in ("SITE_ADDRESS", "INGEST_ADDRESS", "GRAFANA_ADDRESS", "health", "redirect")}
     sites = {name: f"localhost:{port}" for name, port in ports.items() if name.endswith("_ADDRESS")}
     adapted = run(tool("caddy"), "adapt", "--config", str(DOCKER / "proxy/Caddyfile"), env={**os.environ, **sites})
@@ -92,9 +93,13 @@ def running_proxy(directory: Path, names: NameServer, upstream_ports: Mapping[st
     for server in http["servers"].values():
         (listen,) = server["listen"]
         server["listen"] = [f"127.0.0.1:{ports['health'] if listen.endswith(':2020') else listen.rpartition(':')[2]}"]
-    for upstreams in _dynamic_upstreams(config):
+    for handler in _reverse_proxies(config):
+        upstreams = handler["dynamic_upstreams"]
         upstreams["port"] = str(upstream_ports[upstreams["name"]])
         upstreams["resolver"] = {"addresses": [f"127.0.0.1:{names.port}"]}
+        _hurry(upstreams, "refresh")
+        _hurry(handler["load_balancing"], "try_duration", "try_interval")
+        _hurry(handler["health_checks"]["passive"], "fail_duration")
     config["storage"] = {"module": "file_system", "root": str(directory)}
     (directory / "caddy.json").write_text(json.dumps(config))
     proxy = Proxy(ports, directory / "pki/authorities/local/root.crt")
@@ -112,15 +117,21 @@ def running_proxy(directory: Path, names: NameServer, upstream_ports: Mapping[st
         process.wait(20)
 
 
-def _dynamic_upstreams(node: Any) -> Iterator[dict[str, Any]]:
+def _hurry(values: dict[str, Any], *names: str) -> None:
+    for name in names:
+        if name in values:
+            values[name] //= _FASTER
+
+
+def _reverse_proxies(node: Any) -> Iterator[dict[str, Any]]:
     if isinstance(node, dict):
-        if "dynamic_upstreams" in node:
-            yield node["dynamic_upstreams"]
+        if node.get("handler") == "reverse_proxy":
+            yield node
         for value in node.values():
-            yield from _dynamic_upstreams(value)
+            yield from _reverse_proxies(value)
     elif isinstance(node, list):
         for value in node:
-            yield from _dynamic_upstreams(value)
+            yield from _reverse_proxies(value)
 
 
 def _has_certificate(port: int) -> bool:
