@@ -80,9 +80,14 @@ async def service(settings: Settings, stop: asyncio.Event, clock: Clock = now_us
         await _reached(stop, scripts.load)
         watching = asyncio.create_task(watch.run())
         appender = Appender(scripts, shards, settings.vote_dedup_window_s)
-        limits = {"batch_max": settings.append_batch_max, "queue_max": settings.append_queue_max}
+        batching = Batcher(
+            appender,
+            batch_max=settings.append_batch_max,
+            queue_max=settings.append_queue_max,
+            waits=lambda: bool(writer.durability.wait),
+        )
         try:
-            async with Batcher(appender, **limits) as batcher:
+            async with batching as batcher:
                 api = Api(Polls(reader, scripts, shards, clock), batcher, watch, voter_key(voter_secret), clock)
                 routes = [*api.routes(), *operations({"redis": watch.check})]
                 app = Starlette(routes=routes, exception_handlers=HANDLERS)

@@ -11,7 +11,7 @@ only the caller may decide to repeat.
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Self
 
@@ -25,6 +25,9 @@ BATCH_MAX_BYTES = 4 << 20
 """Of one call: bounds the time the server is busy with it; one part may exceed it alone."""
 QUEUE_MAX_BYTES = 64 << 20
 """Waiting per shard: entries alone would allow 50,000 events of 256 KiB."""
+WAITING_FACTOR = 16
+"""Where each call waits for a disk that syncs once a second, or for replicas, it takes this many batches at once:
+otherwise a shard would be bound to one batch a second. Parts, and with them Lua's stack, stay as small as ever."""
 WAIT_MAX_S = 10.0
 """A request waits at most this long for the log."""
 
@@ -121,11 +124,14 @@ class _Queue:
 class Batcher:
     """Accepts groups from requests and appends them in batches. An async context manager: inside, it works."""
 
-    def __init__(self, appender: Appender, *, batch_max: int, queue_max: int) -> None:
-        """`batch_max`: entries of one call. `queue_max`: entries waiting per shard."""
+    def __init__(
+        self, appender: Appender, *, batch_max: int, queue_max: int, waits: Callable[[], bool] = lambda: False
+    ) -> None:
+        """`batch_max`: entries of one call. `queue_max`: entries waiting per shard. `waits`: see `WAITING_FACTOR`."""
         self._appender = appender
         self._batch_max = batch_max
         self._queue_max = queue_max
+        self._waits = waits
         self._queues = [_Queue() for _ in range(appender.shards)]
         self._workers: list[asyncio.Task[None]] = []
         for source in (*SOURCES, "other"):  # so that a rate has a beginning
@@ -171,7 +177,7 @@ class Batcher:
         while True:
             await queue.wake.wait()
             queue.wake.clear()
-            while batch := queue.take(self._batch_max):
+            while batch := queue.take(self._batch_max * (WAITING_FACTOR if self._waits() else 1)):
                 try:
                     replies = await self._appender.append(shard, [part.group for part in batch])
                     self._settle(batch, replies)

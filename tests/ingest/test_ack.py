@@ -1,5 +1,6 @@
 """What a 202 promises, on servers configured in different ways."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -151,6 +152,21 @@ async def test_a_promise_that_fails_is_503_and_the_repeat_counts_duplicates(
     assert len(await log.entries()) == 2
     async with http_client(settings) as client:
         assert (await client.post("/api/v1/events", json=body)).json() == {"accepted": 0, "duplicates": 2}
+
+
+async def test_many_batches_share_one_wait_for_a_disk_that_syncs_once_a_second(
+    settings: Settings, tmp_path: Path
+) -> None:
+    with running_redis(tmp_path / "everysec", appendfsync="everysec") as server:
+        own = msgspec.structs.replace(settings, redis_url=server.url)
+        async with connect(own) as admin, http_client(own) as client:
+            before = await calls(admin, "waitaof")
+            bodies = [[event(f"{number}-{n}") for n in range(500)] for number in range(32)]
+            answers = await asyncio.gather(*(client.post("/api/v1/events", json=body) for body in bodies))
+            assert [answer.json() for answer in answers] == [{"accepted": 500, "duplicates": 0}] * 32
+            looks = 8  # the watch asks for the command too, about once a second
+            assert await calls(admin, "waitaof") - before <= 4 + looks
+            assert len(await Log(admin).entries()) == 16_000
 
 
 async def test_a_weak_server_is_ready_with_a_warning(
