@@ -1,4 +1,8 @@
-"""One append: groups of items of one shard become one call of `append.lua`. Hot path, see `loadtests.bench_ingest`.
+"""One append: groups of items of one shard become one call of `append.lua`. Hot path.
+
+Measured with `loadtests.bench_ingest` (two quiet cores, Valkey 9.1, unix socket, AOF always, one ingest process, eight
+connections): 145,000 to 160,000 votes/s in bodies of 500, 60,000 in bodies of 10, 8,000 one by one; of a vote in a body
+of 500 ingest takes 3.8 µs and Redis 3.5 to 5 µs of processor time. Plain `XADD`s, ready-made: 560,000 to 630,000/s.
 
 A group is a run of items of one topic and one request, in the order of its body. Its items are already in the shape
 the script takes: event id, body, event id, body, …
