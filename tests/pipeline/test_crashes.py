@@ -8,6 +8,7 @@ window is it killed.
 import asyncio
 import random
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -115,13 +116,14 @@ def _poll(pipeline: Pipeline, poll_id: str) -> dict[str, Any]:
 
 
 async def run_with_kills(
-    pipeline: Pipeline, victim: str, is_in_window: Callable[[Crowd, list[Spectator]], bool]
+    pipeline: Pipeline, victims: tuple[str, ...], is_in_window: Callable[[str, Crowd, list[Spectator]], bool]
 ) -> None:
-    """Kill `victim` `KILLS` times in its window under load, then compare everybody's books."""
-    polls = [f"{victim}-{number}" for number in range(3)]
-    crowd = Crowd(pipeline.ingest_url, pipeline.settings.ingest_key, polls, victim, seed=len(victim))
+    """Kill the victims in turn, `KILLS` times, each in its window under load, then compare everybody's books."""
+    name = victims[0]
+    polls = [f"{name}-{number}" for number in range(3)]
+    crowd = Crowd(pipeline.ingest_url, pipeline.settings.ingest_key, polls, name, seed=len(name))
     await crowd.define_polls()
-    topics = [*(f"poll.{p}" for p in polls), f"match.{victim}.*"]
+    topics = [*(f"poll.{p}" for p in polls), f"match.{name}.*"]
     urls = [pipeline.gateway_url, pipeline.second_gateway_url]
     spectators = [Spectator(urls, topics, "first"), Spectator(urls[::-1], topics, "second")]
     for spectator in spectators:
@@ -131,7 +133,8 @@ async def run_with_kills(
     try:
         await wait_until(lambda: len(crowd.events) > 10, 20, "the load runs")
         for number in range(KILLS):
-            await caught(pipeline, victim, lambda: is_in_window(crowd, spectators), seed=number)
+            victim = victims[number % len(victims)]
+            await caught(pipeline, victim, partial(is_in_window, victim, crowd, spectators), seed=number)
             before = len(crowd.events)
             pipeline[victim].kill9()
             pipeline[victim].start(wait=False)
@@ -160,27 +163,29 @@ def pipeline(installation: Pipeline) -> Pipeline:
 
 
 async def test_state_consumer_killed_between_reading_and_applying(pipeline: Pipeline) -> None:
-    await run_with_kills(pipeline, "state", lambda _crowd, _spectators: has_unapplied(pipeline))
+    await run_with_kills(pipeline, ("state",), lambda _victim, _crowd, _spectators: has_unapplied(pipeline))
 
 
 async def test_archive_consumer_killed_between_plan_and_commit(pipeline: Pipeline) -> None:
-    await run_with_kills(pipeline, "archive", lambda _crowd, _spectators: has_plan(pipeline))
+    await run_with_kills(pipeline, ("archive",), lambda _victim, _crowd, _spectators: has_plan(pipeline))
 
 
 async def test_clickhouse_killed_during_an_insert(pipeline: Pipeline) -> None:
-    await run_with_kills(pipeline, "clickhouse", lambda _crowd, _spectators: has_plan(pipeline))
+    await run_with_kills(pipeline, ("clickhouse",), lambda _victim, _crowd, _spectators: has_plan(pipeline))
 
 
 async def test_ingest_killed_with_unanswered_requests(pipeline: Pipeline) -> None:
-    await run_with_kills(pipeline, "ingest", lambda crowd, _spectators: crowd.in_flight > 0)
+    await run_with_kills(pipeline, ("ingest",), lambda _victim, crowd, _spectators: crowd.in_flight > 0)
 
 
 async def test_redis_killed_with_unanswered_appends(pipeline: Pipeline) -> None:
-    await run_with_kills(pipeline, "redis", lambda crowd, _spectators: crowd.in_flight > 0)
+    await run_with_kills(pipeline, ("redis",), lambda _victim, crowd, _spectators: crowd.in_flight > 0)
 
 
 async def test_gateway_killed_while_readers_stream_from_it(pipeline: Pipeline) -> None:
-    def serves(_crowd: Crowd, spectators: list[Spectator]) -> bool:
-        return any(s.streams_from == pipeline.gateway_url for s in spectators)
+    urls = {"gateway": pipeline.gateway_url, "gateway2": pipeline.second_gateway_url}
 
-    await run_with_kills(pipeline, "gateway", serves)
+    def serves(victim: str, _crowd: Crowd, spectators: list[Spectator]) -> bool:
+        return any(s.streams_from == urls[victim] for s in spectators)
+
+    await run_with_kills(pipeline, ("gateway", "gateway2"), serves)

@@ -86,14 +86,15 @@ async def test_a_recorded_map_ends_with_its_result_on_every_reading_side(
     assert [line["event_id"] for line in lines] == spectator.events
     page = (await reader.get(f"/api/v1/events/{match_id}", params={"limit": 5})).json()
     assert page["next"]
-    rows = pipeline.query(
-        "SELECT round_no, winner, score_team1, score_team2 FROM round_metrics "
-        f"WHERE match_id='{match_id}' ORDER BY round_no"
-    )
-    assert [row[1] for row in rows] == won
-    assert rows[-1][2:] == ["13", "9"]
-    maps = pipeline.query(f"SELECT winner, score_team1, score_team2 FROM map_metrics WHERE match_id='{match_id}'")
-    assert ["team1", "13", "9"] in maps
+    rounds = f"SELECT winner, score_team1, score_team2 FROM round_metrics WHERE match_id='{match_id}' ORDER BY round_no"
+
+    def metrics_archived() -> bool:
+        rows = pipeline.query(rounds)
+        return [row[0] for row in rows] == won and rows[-1][1:] == ["13", "9"]
+
+    await wait_until(metrics_archived, 10, "every round has its winner in round_metrics")
+    result = f"SELECT winner, score_team1, score_team2 FROM map_metrics WHERE match_id='{match_id}' AND map_id='0'"
+    await wait_until(lambda: pipeline.query(result) == [["team1", "13", "9"]], 10, "map_metrics has the result")
 
 
 async def test_the_same_poll_reads_the_same_over_rest_sse_websocket_and_clickhouse(
@@ -140,8 +141,8 @@ async def test_the_same_poll_reads_the_same_over_rest_sse_websocket_and_clickhou
         return [[count, format_digest(int(total))] for count, total in rows] == [["100", digest]]
 
     await wait_until(archived, 20, "the archive has the digest")
-    minutes = pipeline.query("SELECT sum(votes) FROM votes_per_minute WHERE poll_id = 'e2e' AND source = 'web'")
-    assert minutes == [["100"]]
+    minutes = "SELECT sum(votes) FROM votes_per_minute WHERE poll_id = 'e2e' AND source = 'web'"
+    await wait_until(lambda: pipeline.query(minutes) == [["100"]], 10, "the aggregate has every vote once")
 
 
 async def test_a_vote_for_a_closed_poll_is_accepted_and_counted_late(
