@@ -24,11 +24,12 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--body-max-mb", type=int, default=Limits().body_max_bytes >> 20)
+    parser.add_argument("--drain-s", type=float, default=Limits().drain_s, help="how long statements may still run")
     arguments = parser.parse_args()
     try:
         settings = load()
         logs.configure("clickhouse", settings)
-        limits = Limits(body_max_bytes=arguments.body_max_mb << 20)
+        limits = Limits(body_max_bytes=arguments.body_max_mb << 20, drain_s=arguments.drain_s)
         uvloop.run(
             serve(arguments.path, arguments.port, settings.secret("clickhouse_password"), arguments.host, limits)
         )

@@ -27,6 +27,9 @@ _FORBIDDEN_CALLS = frozenset({
     b"executable",  # runs programs
     b"python",  # reads objects of this process
 })  # fmt: skip
+_FORBIDDEN_CALLS_AS_WRITTEN = frozenset({b"disk"})
+"""`disk(type = local, path = …)` makes a directory anywhere before it fails; `Disk('backups', …)` is for BACKUP."""
+
 _SOURCE_KEYS = frozenset({b"DB", b"TABLE", b"HOST", b"PORT", b"SECURE", b"USER", b"PASSWORD"})
 _STREAMABLE = frozenset({b"SELECT", b"WITH", b"FROM", b"("})
 
@@ -124,7 +127,7 @@ def _top_level(sql: bytes) -> Iterator[tuple[bytes, int, int]]:
     A quoted name or a string is given as one quotation mark, what is in brackets as the opening one.
     """
     depth, is_over, has_dictionary = 0, False, False
-    before = b""  # the token before, a quoted name without its quotes; one with \\x may be any
+    before = b""  # the token before, a quoted name without its quotes
     for kind, start, end in tokens(sql):
         text = sql[start:end]
         if kind == "semicolon":
@@ -134,7 +137,7 @@ def _top_level(sql: bytes) -> Iterator[tuple[bytes, int, int]]:
             raise ClickHouseError(Code.SYNTAX_ERROR, "Syntax error (Multi-statements are not allowed)")
         if text == b"\0":
             raise ClickHouseError(Code.SYNTAX_ERROR, "Syntax error: a zero byte outside of a string")
-        if text == b"(" and (before.lower() in _FORBIDDEN_CALLS or b"\\x" in before):
+        if text == b"(" and _is_forbidden(before):
             name = before.decode(errors="replace")
             raise ClickHouseError(Code.ACCESS_DENIED, f"{name}() is not available on the embedded server")
         if text == b"(" and before.upper() == b"SOURCE" and has_dictionary:
@@ -147,6 +150,11 @@ def _top_level(sql: bytes) -> Iterator[tuple[bytes, int, int]]:
             yield b"'" if kind in ("quoted", "string") else text.upper(), start, end
         depth += kind == "open"
         before = text.strip(b'"`\xe2\x80\x9c\x9d') if kind == "quoted" else b"'" if kind == "string" else text
+
+
+def _is_forbidden(name: bytes) -> bool:
+    """Whether a name must not be called; `\\x66` in a quoted one may be any letter."""
+    return name.lower() in _FORBIDDEN_CALLS or name in _FORBIDDEN_CALLS_AS_WRITTEN or b"\\x" in name
 
 
 def _check_source(source: bytes) -> None:
