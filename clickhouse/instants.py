@@ -11,7 +11,7 @@ _MS = timedelta(milliseconds=1)
 
 def clamp_ms(ms: int) -> int:
     """The nearest instant that ClickHouse can hold: a source's clock may say anything, and its event must be stored."""
-    return max(MS_MIN, min(MS_MAX, ms))
+    return ms if MS_MIN <= ms <= MS_MAX else MS_MIN if ms < MS_MIN else MS_MAX
 
 
 def to_ms(moment: datetime) -> int:
