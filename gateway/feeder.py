@@ -87,6 +87,9 @@ class Feeder:
     async def _advance(self, subscriber: Subscriber) -> bool:
         """Feed one chunk; False when there is nothing more to do here. Raises Retry."""
         channel, vector = subscriber.channel, dict(subscriber.vector or {})
+        if not all(self._tails[shard].epochs.holds(position) for shard, position in vector.items()):
+            self._on_lost(subscriber)  # rolled back
+            return False
         cold = [shard for shard in vector if not self._hub.covers(channel, shard, vector[shard])]
         if not cold:
             self._hub.warm(subscriber)
@@ -95,9 +98,6 @@ class Feeder:
         shard = cold[0]
         async with self._turns:
             epochs = self._tails[shard].epochs
-            if not epochs.holds(vector[shard]):
-                self._on_lost(subscriber)
-                return False
             chunk = await self._backlog.chunk(shard, vector[shard], epochs, self._hub.edge[shard])
         if not chunk.is_whole_for(vector[shard]):
             self._on_lost(subscriber)
@@ -111,7 +111,7 @@ class Feeder:
     async def _send(self, subscriber: Subscriber, items: list[Item], reached: Vector) -> bool:
         """Write piece by piece as the reader takes it; False when it does not take it in time, or left."""
         start = 0
-        while True:
+        while await self._drained(subscriber):
             end, size = start, 0
             while end < len(items) and size < self._chunk_bytes:
                 size += len(items[end].data)
@@ -119,13 +119,12 @@ class Feeder:
             now = asyncio.get_running_loop().time()
             if end == len(items):
                 self._hub.feed(subscriber, items[start:], reached, now)
-                return await self._drained(subscriber)
+                return True
             stand = dict(subscriber.vector or {})
             stand[items[end - 1].shard] = items[end - 1].position
             self._hub.feed(subscriber, items[start:end], stand, now)
-            if not await self._drained(subscriber):
-                return False
             start = end
+        return False
 
     async def _drained(self, subscriber: Subscriber) -> bool:
         if not subscriber.sink.is_paused:

@@ -159,8 +159,7 @@ class Hub:
 
     def _join(self, subscriber: Subscriber) -> None:
         if subscriber.sink.is_paused:
-            subscriber.state = State.PAUSED
-            self._paused[subscriber] = None
+            self._rest(subscriber)
             return
         subscriber.state = State.BEHIND
         self._behind[subscriber] = None
@@ -192,10 +191,12 @@ class Hub:
             subscriber.vector = dict(subscriber.channel.vector)
             subscriber.since = now
             del subscriber.channel.live[subscriber]
-        elif subscriber.state is State.BEHIND:
-            del self._behind[subscriber]
-        else:
+        elif subscriber.state is not State.BEHIND:
             return
+        self._rest(subscriber)
+
+    def _rest(self, subscriber: Subscriber) -> None:
+        self._behind.pop(subscriber, None)
         subscriber.state = State.PAUSED
         self._paused[subscriber] = None
 
@@ -338,6 +339,8 @@ class Hub:
         if frame:
             subscriber.sink.write(frame)
             self._meter.caught_up(channel.wire, items)
+            if subscriber.sink.is_paused and subscriber.state is State.BEHIND:
+                self._rest(subscriber)  # while it is being added, its sink does not know yet for whom to call `pause`
 
     def _go_live(self, subscriber: Subscriber) -> None:
         del self._behind[subscriber]
@@ -390,25 +393,31 @@ class Hub:
         self._meter.evicted(reason)
         subscriber.sink.close(TOO_SLOW, "too slow, reconnect with your cursor")
 
-    def reset(self, shard: int, edge: Position) -> None:
+    def reset(self, shard: int, edge: Position, holds: Callable[[Position], bool]) -> None:
         """A shard's messages cannot be vouched for any more (gap, rollback): start its ring anew at `edge`.
 
-        Every subscriber of the shard stays where it was and becomes COLD: whoever feeds it finds out in the log
-        whether it can go on, or must be told to come back for a `reset`.
+        `holds`: whether a position is still part of the log. A subscriber whose position is not is asked to come back
+        for its `reset`. Everybody else stays where it was and becomes COLD: whoever feeds it finds out in the log
+        whether it can go on.
         """
         self.rings[shard].clear(edge)
         self.edge[shard] = edge
-        for channel in self._interned.values():
-            if shard not in channel.routes:
-                continue
+        touched = [channel for channel in self._interned.values() if shard in channel.routes]
+        for channel in touched:
             # Not flushed and not needed: what is pending of other shards is in their rings, after everybody's vector.
             channel.pending = []
             self._dirty.pop(channel, None)
             for subscriber in tuple(channel.live):
                 subscriber.vector = dict(channel.vector)
                 del channel.live[subscriber]
-                self._chill(subscriber)
+                subscriber.state = State.BEHIND
+                self._behind[subscriber] = None
             channel.vector = self._edges(channel)
-        for subscriber in tuple(self._behind):
-            if shard in subscriber.channel.routes:
+        for subscriber in (*self._behind, *self._paused):
+            if shard not in subscriber.channel.routes:
+                continue
+            assert subscriber.vector is not None
+            if not holds(subscriber.vector[shard]):
+                subscriber.sink.dismiss()
+            elif subscriber.state is State.BEHIND:
                 self._chill(subscriber)

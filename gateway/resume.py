@@ -42,10 +42,15 @@ COMPLETE_BYTES = 256 * 1024
 
 READY_TIMEOUT_S = 2.0
 JOIN_TIMEOUT_S = 10.0
+AGREE_S = 0.05
 JOINS_MAX = 4000
 """Readers that may be waiting for Redis at the same time; past it they are asked to come back a little later."""
 
 Resume = Literal["complete", "conflated", "reset", "snapshot"]
+
+
+class _Stale(Retry):
+    """What was read and what this process has published are of different lifetimes of the log."""
 
 
 class Verdict(Struct, frozen=True, omit_defaults=True):
@@ -92,7 +97,14 @@ class Resumer:
         self._joining += 1
         try:
             async with asyncio.timeout(JOIN_TIMEOUT_S):
-                return await self._plan(channel, cursor)
+                while True:
+                    try:
+                        plan = await self._plan(channel, cursor)
+                    except _Stale:
+                        await asyncio.sleep(AGREE_S)
+                        continue
+                    if all(self._tails[shard].epochs.holds(position) for shard, position in plan.reached.items()):
+                        return plan  # else a rollback was found while the plan was made
         except TimeoutError:
             raise Retry("joining takes too long") from None
         finally:
@@ -205,12 +217,21 @@ class Resumer:
         key = (shard, routes)
         task = self._reading.get(key)
         if task is None:
-            task = self._reading[key] = asyncio.create_task(self._source.state(shard, routes))
+            task = self._reading[key] = asyncio.create_task(self._read(shard, routes))
             task.add_done_callback(lambda _: self._reading.pop(key))
         state = await asyncio.shield(task)
         if beyond is not None and (beyond.entry > state.last_id or not state.epochs.holds(beyond)):
-            state = await self._source.state(shard, routes)
-        self._tails[shard].note(state)
+            state = await self._read(shard, routes)
+        return state
+
+    async def _read(self, shard: int, routes: tuple[str, ...]) -> HotState:
+        """Raises _Stale when this process has yet to find out about a rollback: its ring still has what was lost."""
+        before = self._hub.edge[shard]
+        state = await self._source.state(shard, routes)
+        tail = self._tails[shard]
+        if state.epochs.current != tail.epochs.current or state.position < before:
+            raise _Stale(f"shard {shard} was rolled back or restarted a moment ago")
+        tail.note(state)
         return state
 
 

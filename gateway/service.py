@@ -131,7 +131,7 @@ class Service:
             sink.write(channel.join(parts))
         self.meter.caught_up(channel.wire, [*plan.snapshots, *items])
         subscriber = hub.add(channel, sink, reached, self._loop.time())
-        self.flush_soon()
+        self._loop.call_soon(self.flush_soon)  # not before the sink knows its subscriber
         return subscriber
 
     def narrow(self, subscriber: Subscriber, rest: Subscription) -> Subscriber:

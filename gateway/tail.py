@@ -46,6 +46,7 @@ class Tail:
         self._on_news = on_news
         self._log = logs.get().bind(job="tail", shard=shard)
         self._seen = ZERO  # newest entry of the output log that was published
+        self._expected = ZERO  # newest entry of the output log at the last sync
         self._silent = (ZERO, ZERO)  # (updates_id, last_id): inputs after that entry gave no output
         self._is_synced = asyncio.Event()
         self._epochs: Epochs | None = None
@@ -83,8 +84,9 @@ class Tail:
             self._advance(state.last_id)
 
     async def _sync(self) -> None:
-        """Find out where the shard stands, at the start and whenever the connection was lost."""
+        """Find out where the shard stands: at the start, after a failure, and when nothing comes."""
         state = await self._source.state(self._shard)
+        self._expected = state.updates_id
         known = self._hub.edge.get(self._shard)
         if known is None:
             self._restart(state)
@@ -98,13 +100,15 @@ class Tail:
             self._on_news()
         else:
             self._epochs = state.epochs
+            self.note(state)
+            self._on_news()
         self._is_synced.set()
 
     def _restart(self, state: HotState) -> None:
         self._epochs = state.epochs
         self._seen = state.updates_id
         self._silent = (ZERO, ZERO)
-        self._hub.reset(self._shard, state.position)
+        self._hub.reset(self._shard, state.position, state.epochs.holds)
 
     async def _follow(self) -> None:
         loop = asyncio.get_running_loop()
@@ -112,6 +116,13 @@ class Tail:
             started = loop.time()
             entries = await self._source.follow(self._shard, self._seen, COUNT_MAX, WAIT_S)
             if not entries:
+                if self._expected > self._seen:  # it was there before this read, and is not any more
+                    self._log.warning("gap in the log", seen=str(self._seen), newest=str(self._expected))
+                    self._lose(self._expected)
+                    self._pass(self._expected)
+                # Also because a client may reconnect without a word: a log that lost its end, on a server whose clock
+                # was behind, would give nothing new for as long.
+                await self._sync()
                 continue
             for entry, update in entries:
                 await self._take(entry, update)
@@ -129,6 +140,9 @@ class Tail:
         else:
             await self._check(update)
             self._publish(update)
+        self._pass(entry)
+
+    def _pass(self, entry: EntryId) -> None:
         self._seen = entry
         self._advance(entry)
         if self._silent[0] == entry:
@@ -162,7 +176,7 @@ class Tail:
             self._lose(update.previous)
 
     def _lose(self, until: EntryId) -> None:
-        self._hub.reset(self._shard, self.epochs.at(until))
+        self._hub.reset(self._shard, self.epochs.at(until), self.epochs.holds)
         self._on_news()
 
     def _advance(self, entry: EntryId) -> None:

@@ -1,0 +1,168 @@
+"""One scenario: a seed decides the world, the clients, what happens and when."""
+
+import asyncio
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest.mock import patch
+
+from core.errors import Retry
+from core.settings import Settings
+from gateway import backlog, resume, service
+from gateway.ring import Ring
+from gateway.service import Service
+from gateway.subscription import Subscription, subscription
+from tests.gateway.simulation.client import Broken, Client
+from tests.gateway.simulation.virtual_time import run
+from tests.gateway.simulation.world import LOG_ID, World
+
+TOPICS = ("poll.a", "poll.b", "match.m1.1", "match.m1.2", "match.m1.series", "match.m2.1")
+WANTED = (*TOPICS, "match.m1.*", "match.m2.*", "poll.never")
+STEPS = 60
+SETTLE_S = 60.0
+
+
+def play(seed: int) -> set[str]:
+    """Play one scenario; returns the verdicts that were given. Raises Broken when a promise was not kept."""
+    rng = random.Random(seed)
+    with _small(rng):
+        return run(_Scenario(rng).play())
+
+
+@contextmanager
+def _small(rng: random.Random) -> Iterator[None]:
+    """Limits so small that a scenario meets every one of them."""
+    complete = rng.choice((300, 2000, 20_000))
+    with (
+        patch.object(backlog, "COUNT_MAX", rng.choice((2, 3, 7, 50))),
+        patch.object(resume, "COMPLETE_BYTES", complete),
+        patch.object(service, "COMPLETE_BYTES", complete),
+    ):
+        yield
+
+
+class _Scenario:
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+        self._world = World(rng, rng.choice((1, 2, 3)))
+        self._is_settling = False
+        self._settings = Settings(
+            flush_interval_ms=rng.choice((0, 5, 200)),
+            subscriber_high_water_kb=1,
+            lag_max_s=rng.choice((1.0, 5.0, 30.0)),
+            heartbeat_s=rng.choice((3.0, 10.0)),
+        )
+        self._services: list[Service] = []
+        self._clocks: list[asyncio.Task[None]] = []
+
+    async def play(self) -> set[str]:
+        rng, world = self._rng, self._world
+        self._start_service()
+        clients = [Client(name, world, rng, self._subscription()) for name in range(rng.randint(2, 6))]
+        tasks = [asyncio.create_task(self._live(client)) for client in clients]
+        for step in range(STEPS):
+            if step == STEPS // 2:
+                self._start_service()
+            await self._act()
+            for task in tasks:
+                if task.done():
+                    task.result()
+        self._is_settling, world.is_down = True, False
+        await self._settle(clients, tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for clock in self._clocks:
+            clock.cancel()
+        for one in self._services:
+            await one.stop()
+        return {verdict for client in clients for verdict in client.verdicts_seen}
+
+    async def _settle(self, clients: list[Client], tasks: list[asyncio.Task[None]]) -> None:
+        """Nothing happens any more: everybody must have everything soon."""
+        deadline = asyncio.get_running_loop().time() + SETTLE_S
+        while True:
+            await asyncio.wait(tasks, timeout=1.0, return_when=asyncio.FIRST_EXCEPTION)
+            for task in tasks:
+                if task.done():
+                    task.result()
+            try:
+                for client in clients:
+                    client.check_caught_up()
+            except Broken:
+                if asyncio.get_running_loop().time() > deadline:
+                    raise
+            else:
+                return
+
+    def _start_service(self) -> None:
+        started = Service(self._settings, self._world, LOG_ID, len(self._world.shards))
+        started.hub.rings = [Ring(self._rng.choice((1500, 6000, 100_000))) for _ in self._world.shards]
+        self._services.append(started)
+        self._clocks.append(asyncio.create_task(started.run()))
+
+    def _subscription(self) -> Subscription:
+        topics = self._rng.sample(WANTED, self._rng.randint(1, 4))
+        return subscription(topics, self._rng.choice(((), (), ("round_end",))))
+
+    async def _act(self) -> None:
+        rng, world = self._rng, self._world
+        shard = rng.choice(world.shards)
+        match rng.choices(("apply", "burst", "sleep", "trim", "outage", "restart"), (50, 10, 25, 6, 3, 3))[0]:
+            case "apply":
+                self._apply()
+            case "burst":
+                for _ in range(rng.randint(5, 40)):
+                    self._apply()
+            case "sleep":
+                await asyncio.sleep(rng.choice((0.001, 0.1, 1, 8)))
+            case "trim":
+                world.trim(shard, rng.randint(0, 8))
+            case "outage":
+                await self._outage()
+            case "restart":
+                await self._outage(lose=rng.randint(0, 4))
+        await asyncio.sleep(rng.choice((0, 0, 0.002, 0.05)))
+
+    def _apply(self) -> None:
+        rng, world = self._rng, self._world
+        first = rng.choice(TOPICS)
+        others = [topic for topic in TOPICS if world.shard_of(topic) == world.shard_of(first)]
+        world.apply([first, *rng.choices(others, k=rng.choice((0, 0, 1, 3)))])
+
+    async def _outage(self, lose: int | None = None) -> None:
+        world = self._world
+        world.is_down = True
+        for shard in world.shards:
+            shard.news.set()
+        await asyncio.sleep(self._rng.choice((0.05, 2.0)))
+        if lose is not None:
+            for shard in world.shards:  # one server, one restart
+                world.restart(shard, lose)
+        world.is_down = False
+
+    async def _live(self, client: Client) -> None:
+        """A client's life: connect, read at its own speed, drop out now and then, come back."""
+        rng = self._rng
+        pace = rng.choice(((0.02, 50), (0.1, 5), (0.5, 1), (4.0, 1)))
+        while True:
+            if self._is_settling:
+                pace = (0.05, 50)
+            elif client.cursor and rng.random() < 0.05:
+                client.cursor = rng.choice(("garbage", client.cursor.replace("~", "~0", 1), "1~0~0.1.1.1.1"))
+            try:
+                await client.connect(rng.choice(self._services))
+            except Retry:
+                await asyncio.sleep(0.2)
+                continue
+            connection = client.connection
+            assert connection is not None
+            while not connection.is_over:
+                await asyncio.sleep(pace[0])
+                connection.drain(pace[1])
+                if not self._is_settling and rng.random() < 0.02:
+                    break
+                if self._is_settling:
+                    pace = (0.05, 50)
+            client.leave()
+            await asyncio.sleep(rng.choice((0.0, 0.01, 1.0)))

@@ -1,0 +1,193 @@
+"""The log in memory, as a `gateway.source.Source`, and the oracle that remembers all of it."""
+
+import asyncio
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+
+from core.epochs import Epochs
+from core.errors import Retry
+from core.names import shard_of
+from core.position import K_ALL, ZERO, EntryId, Position
+from core.updates import Message, Update
+from gateway.hot_state import HotState, TopicState
+from gateway.source import Entries
+
+LOG_ID = "sim"
+KINDS = ("tally", "state")
+
+
+@dataclass
+class Told:
+    """One message as the oracle remembers it."""
+
+    topic: str
+    kind: str
+    is_state: bool
+    position: Position
+    n: int
+    """Unique number of the message."""
+
+
+@dataclass
+class Shard:
+    """One shard: what a reader can still see, and what ever was."""
+
+    entries: list[tuple[EntryId, Update]] = field(default_factory=list)
+    first_kept: int = 0
+    epochs: dict[int, EntryId] = field(default_factory=lambda: {1: EntryId(0, 1)})
+    last_id: EntryId = ZERO
+    updates_id: EntryId = ZERO
+    told: list[Told] = field(default_factory=list)
+    changed: dict[str, EntryId] = field(default_factory=dict)
+    lost_until: EntryId = ZERO
+    """Newest entry that was trimmed."""
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def table(self) -> Epochs:
+        return Epochs(self.epochs)
+
+
+class World:
+    """All shards. Time of the log is its own: ids only have to ascend."""
+
+    def __init__(self, rng: random.Random, shards: int) -> None:
+        self.rng = rng
+        self.shards = [Shard() for _ in range(shards)]
+        self.is_down = False
+        self._ms = 10_000
+        self._n = 0
+        self._epoch = 1
+
+    def shard_of(self, topic: str) -> int:
+        return shard_of(topic, len(self.shards))
+
+    # -- writing
+
+    def apply(self, topics: Sequence[str]) -> None:
+        """One batch with one input per topic (all of one shard): events, states, or nothing at all."""
+        shard = self.shards[self.shard_of(topics[0])]
+        previous = shard.updates_id
+        epoch = max(shard.epochs)
+        messages: list[Message] = []
+        first = entry = ZERO
+        for topic in topics:
+            self._ms += self.rng.choice((0, 1, 700))
+            last = entry if entry != ZERO else shard.last_id
+            entry = last.next if self._ms <= last.ms else EntryId(self._ms, 0)
+            first = entry if first == ZERO else first
+            if self.rng.random() < 0.15:
+                continue  # an input without output
+            if topic.startswith("poll."):
+                parts = [("tally", True)]
+            else:
+                parts = [(self.rng.choice(("round_end", "going_live")), False), ("state", True)][
+                    : self.rng.choice((1, 2))
+                ]
+            for k, (kind, is_state) in enumerate(parts, 1):
+                self._n += 1
+                data = b'{"n":%d,"pad":"%b"}' % (self._n, b"x" * self.rng.choice((1, 50, 400)))
+                messages.append(Message(topic, kind, is_state, entry.ms, entry.seq, k, data, 0, ""))
+                place = Position(epoch, entry.ms, entry.seq, k)
+                shard.told.append(Told(topic, kind, is_state, place, self._n))
+            shard.changed[topic] = entry
+        if messages:
+            shard.entries.append((entry, Update(epoch, first, previous, 0, messages, [])))
+            shard.updates_id = entry
+        shard.last_id = entry
+        shard.news.set()
+
+    def trim(self, shard: Shard, keep: int) -> None:
+        """Keep only the newest entries."""
+        gone, shard.entries = shard.entries[: len(shard.entries) - keep], shard.entries[len(shard.entries) - keep :]
+        if gone:
+            shard.lost_until = gone[-1][0]
+
+    def restart(self, shard: Shard, lose: int) -> None:
+        """The server restarts, having lost its newest entries; a new epoch begins."""
+        keep = max(0, len(shard.entries) - lose)
+        if keep < len(shard.entries):
+            shard.entries = shard.entries[:keep]
+            shard.updates_id = shard.entries[-1][0] if shard.entries else max(shard.lost_until, ZERO)
+            shard.last_id = shard.updates_id
+            shard.told = [told for told in shard.told if told.position.entry <= shard.last_id]
+            shard.changed = {}
+            for told in shard.told:
+                shard.changed[told.topic] = told.position.entry
+        # The record of an epoch comes before its entries, so it is lost with what lies before them; but no number is
+        # ever given twice.
+        self._epoch += 1
+        shard.epochs = {epoch: first for epoch, first in shard.epochs.items() if first <= shard.last_id.next}
+        shard.epochs[self._epoch] = shard.last_id.next
+        if self.rng.random() < 0.5:
+            self._ms = shard.last_id.ms + 1  # the clock was stepped back, too: ids of the lost part come again
+        shard.news.set()
+
+    # -- gateway.source.Source
+
+    async def state(self, shard: int, routes: Sequence[str] = ()) -> HotState:
+        await self._pause()
+        known = self.shards[shard]
+        states = {route: [self._topic(known, topic) for topic in self._matching(known, route)] for route in routes}
+        return HotState(shard, known.last_id, known.updates_id, known.table, states)
+
+    async def entries(self, shard: int, first: EntryId, count: int) -> tuple[EntryId, Entries]:
+        await self._pause()
+        known = self.shards[shard]
+        found: Entries = [(entry, update) for entry, update in known.entries if entry >= first]
+        return known.updates_id, found[:count]
+
+    async def follow(self, shard: int, after: EntryId, count: int, wait_s: float) -> Entries:
+        deadline = asyncio.get_running_loop().time() + wait_s
+        known = self.shards[shard]
+        while True:
+            await self._pause()
+            found: Entries = [(entry, update) for entry, update in known.entries if entry > after]
+            if found:
+                return found[:count]
+            left_s = deadline - asyncio.get_running_loop().time()
+            if left_s <= 0:
+                return []
+            known.news = asyncio.Event()
+            try:
+                await asyncio.wait_for(known.news.wait(), left_s)
+            except TimeoutError:
+                return []
+
+    async def _pause(self) -> None:
+        """A network: anything may happen before the answer is there."""
+        if self.is_down:
+            raise Retry("the log is away")
+        await asyncio.sleep(self.rng.choice((0, 0, 0.001, 0.02)))
+        if self.is_down:
+            raise Retry("the log went away")
+
+    @staticmethod
+    def _matching(shard: Shard, route: str) -> list[str]:
+        if route.endswith(".*"):
+            return sorted(topic for topic in shard.changed if topic.startswith(route[:-1]))
+        return [route] if route in shard.changed else []
+
+    @staticmethod
+    def _topic(shard: Shard, topic: str) -> TopicState:
+        newest = {told.kind: told.n for told in shard.told if told.topic == topic and told.is_state}
+        data = {"newest": newest, "status": "known"}
+        return TopicState(topic, shard.changed[topic], msgspec.json.encode(data))
+
+    # -- the oracle
+
+    def between(self, topics: set[str], shard: int, low: Position, high: Position) -> list[Told]:
+        """Everything told in (low, high] that a subscription to `topics` is to get."""
+        return [
+            told
+            for told in self.shards[shard].told
+            if low < told.position <= high
+            and (told.topic in topics or f"{told.topic.rpartition('.')[0]}.*" in topics)
+        ]  # fmt: skip
+
+    def head(self, shard: int) -> Position:
+        known = self.shards[shard]
+        return known.table.at(known.last_id, K_ALL)
