@@ -47,9 +47,10 @@ load: install  ## a short load test with its proof and a report; LOAD_ARGUMENTS=
 	$(BIN)/python -m loadtests $(LOAD_ARGUMENTS)
 
 # Needs uv. Universal (Linux and macOS, x86-64 and arm64), with hashes, and without naming a registry.
-lock:  ## requirements.lock anew, from pyproject.toml
+lock:  ## the lock files anew, from pyproject.toml
 	uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes \
 		--no-annotate --no-header --no-emit-index-url --no-emit-find-links --quiet --output-file requirements.lock
+	sh docker/lock.sh
 
 clean:  ## everything that was installed or built; ./data stays
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

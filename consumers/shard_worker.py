@@ -28,7 +28,7 @@ from core import epochs, keys, logs
 from core.clock import Clock, now_us
 from core.errors import Poison, Retry
 from core.events import Change, header, parse_entry
-from core.metrics import DEAD, LAG_ENTRIES, LAG_SECONDS, LOOP_ERRORS, STAGE, UNACCOUNTED
+from core.metrics import DEAD, LOOP_ERRORS, STAGE
 from core.position import EntryId, parse_entry_id
 from core.redis_client import Redis, Scripts, call, lua
 from core.settings import Settings
@@ -41,7 +41,6 @@ READ_BLOCK_MS = 250
 """Longest wait for entries; timers are looked at between waits, so a poll closes at most this late."""
 
 HOUSEKEEPING_S = 5.0
-GAUGES_S = 1.0
 BACKOFF_MAX_S = 2.0
 
 STATE_SCRIPTS = ("apply_batch", "fire_timer", "trim")
@@ -146,7 +145,7 @@ class ShardWorker:
 
     async def _follow(self) -> bool:
         """Apply batch after batch; returns True (so far without failure) when asked to stop."""
-        next_housekeeping = next_gauges = 0.0
+        next_housekeeping = 0.0
         while not self._stop.is_set():
             started = time.monotonic()
             entries = await self._read()
@@ -155,9 +154,6 @@ class ShardWorker:
             if self._scripts.loads != self._loads:
                 raise Retry("the server is another incarnation")
             await self._fire_timers()
-            if started >= next_gauges:
-                next_gauges = started + GAUGES_S
-                await self._set_gauges()
             if started >= next_housekeeping:
                 next_housekeeping = started + HOUSEKEEPING_S
                 await self._housekeeping()
@@ -295,23 +291,20 @@ class ShardWorker:
             head = header(action, topic, self._clock(), "timer")
             await self._scripts.run("fire_timer", names, [self._token, member, int(score), now_ms, head, body])
 
-    async def _set_gauges(self) -> None:
-        """Lag of this shard, as Redis itself computes it for the group."""
-        raw = await call(self._client.xinfo_groups(keys.events(self._shard)))
-        for group in raw:
-            name = group["name"].decode()
-            if name == keys.STATE_GROUP:
-                _LAGS.set(name, self._shard, group["lag"] or 0, await self._oldest_age_s(group["lag"]))
-        _LAGS.unaccounted[self._shard] = self.progress.unaccounted
-        UNACCOUNTED.set(sum(_LAGS.unaccounted.values()))
+    async def lag(self) -> tuple[int, float]:
+        """(entries not yet applied, age of the oldest of them in seconds), as Redis itself computes it for the group.
 
-    async def _oldest_age_s(self, lag: int | None) -> float:
-        if not lag:
-            return 0.0
-        oldest = await call(
-            self._client.xrange(keys.events(self._shard), min=f"({self.progress.last_id}", max="+", count=1)
-        )
-        return max(0.0, self._clock() / 1e6 - parse_entry_id(oldest[0][0]).ms / 1000) if oldest else 0.0
+        Raises Retry when Redis is away.
+        """
+        groups = await call(self._client.xinfo_groups(keys.events(self._shard)))
+        lags = [group["lag"] or 0 for group in groups if group["name"] == keys.STATE_GROUP.encode()]
+        if not lags or not lags[0]:
+            return 0, 0.0
+        after = f"({self.progress.last_id}"
+        oldest = await call(self._client.xrange(keys.events(self._shard), min=after, max="+", count=1))
+        if not oldest:
+            return 0, 0.0
+        return int(lags[0]), max(0.0, self._clock() / 1e6 - parse_entry_id(oldest[0][0]).ms / 1000)
 
     async def _housekeeping(self) -> None:
         now_s = self._clock() / 1e6
@@ -344,20 +337,3 @@ class ShardWorker:
 
 _STATES_MAX = 20_000
 """Topics cached per shard; beyond it the cache starts anew. About 2 KB each."""
-
-
-class _Lags:
-    """Per-shard figures behind gauges that have no shard label."""
-
-    def __init__(self) -> None:
-        self.entries: dict[tuple[str, int], int] = {}
-        self.seconds: dict[tuple[str, int], float] = {}
-        self.unaccounted: dict[int, int] = {}
-
-    def set(self, group: str, shard: int, entries: int, seconds: float) -> None:
-        self.entries[group, shard], self.seconds[group, shard] = entries, seconds
-        LAG_ENTRIES.labels(group).set(sum(count for (name, _), count in self.entries.items() if name == group))
-        LAG_SECONDS.labels(group).set(max(age for (name, _), age in self.seconds.items() if name == group))
-
-
-_LAGS = _Lags()

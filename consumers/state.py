@@ -10,10 +10,14 @@ import uvloop
 
 from consumers.lease import Leases, Ownership, lease_sources
 from consumers.shard_worker import ShardWorker, state_sources
-from core import http, logs, redis_client
+from core import http, keys, logs, redis_client
 from core.errors import Retry
+from core.metrics import DEAD, LAG_ENTRIES, LAG_SECONDS, LOOP_ERRORS, UNACCOUNTED
 from core.redis_client import Redis, Scripts
 from core.settings import Settings
+
+JOB = "state"
+GAUGES_S = 1.0
 
 
 def run(settings: Settings) -> None:
@@ -46,25 +50,67 @@ async def _main(settings: Settings) -> None:
     client = redis_client.connect(settings, connections_max=80)
     opening = asyncio.create_task(open_log(client, settings))
     stopping = asyncio.create_task(stop.wait())
-    await asyncio.wait([opening, stopping], return_when=asyncio.FIRST_COMPLETED)
-    if not opening.done():
-        opening.cancel()
-        return
-    _log_id, shards = opening.result()
-    scripts = Scripts(client, shards, {**lease_sources(), **state_sources()})
-    leases = Leases(scripts, "state", shards, unique_owner(), settings.lease_ttl_s)
+    try:
+        await asyncio.wait([opening, stopping], return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if opening.done():
+            _log_id, shards = opening.result()
+            await StateConsumer(client, settings, shards).run(stop)
+        else:
+            opening.cancel()
+    finally:
+        await client.aclose()
 
-    async def work(ownership: Ownership) -> None:
-        await ShardWorker(client, scripts, settings, ownership).run()
 
-    async def check_redis() -> str:
+class StateConsumer:
+    """Everything of one state consumer but its signals: leases, a worker per owned shard, and what is seen of them."""
+
+    def __init__(self, client: Redis, settings: Settings, shards: int) -> None:
+        self._client = client
+        self._settings = settings
+        self._scripts = Scripts(client, shards, {**lease_sources(), **state_sources()})
+        self._leases = Leases(self._scripts, JOB, shards, unique_owner(), settings.lease_ttl_s)
+        self._workers: dict[int, ShardWorker] = {}
+        DEAD.labels(keys.STATE_GROUP)  # so that the series are there from the start
+        for loop in (JOB, "lease", "state_gauges"):
+            LOOP_ERRORS.labels(loop)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Consume what this process owns until `stop` is set, then finish the batches in flight."""
+        settings = self._settings
+        checks = {"redis": self._check_redis}
+        async with http.operations_server(checks, settings.metrics_host, settings.state_metrics_port):
+            gauges = asyncio.create_task(self._set_gauges())
+            try:
+                await self._leases.run(self._work, stop)
+            finally:
+                gauges.cancel()
+
+    async def _work(self, ownership: Ownership) -> None:
+        worker = ShardWorker(self._client, self._scripts, self._settings, ownership)
+        self._workers[ownership.shard] = worker
         try:
-            await redis_client.call(client.ping())
+            await worker.run()
+        finally:
+            self._workers.pop(ownership.shard, None)
+
+    async def _check_redis(self) -> str:
+        try:
+            await redis_client.call(self._client.ping())
         except Retry as error:
             return str(error)
         return ""
 
-    async with http.operations_server({"redis": check_redis}, settings.metrics_host, settings.state_metrics_port):
-        await leases.run(work, stop)
-    stopping.cancel()
-    await client.aclose()
+    async def _set_gauges(self) -> None:
+        """Figures of the shards owned now: a shard given up is the next owner's to report."""
+        while True:
+            try:
+                workers = list(self._workers.values())
+                lags = [await worker.lag() for worker in workers]
+                LAG_ENTRIES.labels(keys.STATE_GROUP).set(sum(entries for entries, _ in lags))
+                LAG_SECONDS.labels(keys.STATE_GROUP).set(max((age_s for _, age_s in lags), default=0.0))
+                UNACCOUNTED.set(sum(worker.progress.unaccounted for worker in workers))
+            except Exception as error:  # top of the loop
+                LOOP_ERRORS.labels("state_gauges").inc()
+                logs.get().warning("lag unknown", error=str(error))
+            await asyncio.sleep(GAUGES_S)
