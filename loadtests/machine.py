@@ -13,9 +13,10 @@ from msgspec import Struct, field
 
 INTERVAL_S = 0.5
 OTHERS = "others"
+SUPERVISOR = "supervisor"
 _ROLES = {
     "valkey-server": "redis", "consume state": "state", "consume archive": "archive", "core.cli ingest": "ingest",
-    "core.cli gateway": "gateway", "core.cli clickhouse": "clickhouse", "core.cli up": "supervisor",
+    "core.cli gateway": "gateway", "core.cli clickhouse": "clickhouse", "core.cli up": SUPERVISOR,
 }  # fmt: skip
 """Part of a command line to the name in the report."""
 
@@ -112,9 +113,10 @@ class Sampler(threading.Thread):
         found = [(process, name) for name, pid in self._generators.items() for process in _tree(pid)[:1]]
         if self._supervisor_pid is not None:
             for process in _tree(self._supervisor_pid):
-                if process.pid not in self._roles:
-                    self._roles[process.pid] = _role(process)
-                found.append((process, self._roles[process.pid]))
+                role = self._roles.get(process.pid) or _role(process)
+                if role != SUPERVISOR:  # a child looks like its parent until it has become its program
+                    self._roles[process.pid] = role
+                found.append((process, role))
         return found
 
 
@@ -137,4 +139,4 @@ def _role(process: psutil.Process) -> str:
                     return role
     except psutil.Error:
         pass  # it ended while we looked
-    return "unknown"
+    return SUPERVISOR
