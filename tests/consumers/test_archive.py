@@ -1,10 +1,11 @@
 """The archive's process: it follows both logs, slows down with ClickHouse, says what is wrong, and stops in order."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import httpx
 import msgspec
 import pytest
 import redis
@@ -136,6 +137,25 @@ async def test_clickhouse_away_and_back_loses_and_repeats_nothing(
         await log.assert_exact()
         await clickhouse.close()
         await client.aclose()
+
+
+async def test_readiness_and_metrics_are_served(
+    log: ArchiveLog, archive_settings: Settings, free_port: Callable[[], int]
+) -> None:
+    settings = msgspec.structs.replace(archive_settings, archive_metrics_port=free_port())
+    async with archiving(settings) as archive, httpx.AsyncClient() as http:
+        url = f"http://127.0.0.1:{settings.archive_metrics_port}"
+        log.vote(1)
+        await archived(log, 1)
+        answer = await http.get(f"{url}/readyz")
+        assert answer.json() == {"status": "ready", "checks": {"redis": "ok", "clickhouse": "ok", "archive": "ok"}}
+        text = (await http.get(f"{url}/metrics")).text
+        for name in ("votes", "match_events", "predictions", "rounds", "map_states", "poll_states"):
+            assert f'archive_rows_total{{table="{name}"}}' in text
+        archive._followers[0, "events"].stuck = "needs you"
+        answer = await http.get(f"{url}/readyz")
+        assert answer.status_code == 503
+        assert answer.json()["checks"]["archive"] == "shard 0 events: needs you"
 
 
 async def test_a_stuck_log_is_told_and_the_others_go_on(
