@@ -73,7 +73,12 @@ _STREAMS = {"events": keys.events, "updates": keys.updates}
 
 
 class Stuck(ArenacastError):
-    """This log cannot be archived any further without an operator: the plan in flight cannot be carried out."""
+    """This log cannot be archived any further without an operator: the plan in flight cannot be carried out.
+
+    Entries of the plan are gone from the log, or ClickHouse holds something twice. Once that is understood, forget the
+    plan (`HDEL archive:{s}:<log> inflight`): the next take-over finds the rows beyond `committed` and adds what is
+    missing.
+    """
 
 
 class Plan(Struct, frozen=True):

@@ -229,6 +229,9 @@ async def test_entries_that_changed_under_a_plan_stop_the_log(log: ArchiveLog) -
             await log.archive()
     assert log.state() == before
     assert await log.rows("SELECT count() FROM votes") == [(0,)]
+    log.sync.hdel(keys.archive(0, "events"), "inflight")  # what an operator does when the entry is known to be lost
+    await log.archive()
+    assert await log.rows("SELECT count() FROM votes") == [(4,)]
 
 
 async def test_a_plan_with_another_checksum_stops_the_log(log: ArchiveLog) -> None:
