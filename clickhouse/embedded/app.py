@@ -66,8 +66,10 @@ async def serve(
     expiring = asyncio.create_task(_expire(sessions))
     address = listener.getsockname()
     logs.get().info("listening", host=address[0], port=address[1], engine=engine.version, data=str(data_dir))
-    await asyncio.wait({serving, asyncio.create_task(stop.wait())}, return_when=asyncio.FIRST_COMPLETED)
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
     server.should_exit = True
+    stopping.cancel()
     expiring.cancel()
     await _drain(serving, engine, workers, limits.drain_s)
     if not await workers.idle(_CANCEL_WITHIN_S):
@@ -77,7 +79,10 @@ async def serve(
     workers.close()
     sessions.close()
     engine.close()
-    await serving  # its error, if that is why we are here
+    try:
+        await serving
+    except OSError as error:  # somebody listened between our bind and our listen
+        raise Fatal(f"{PREFIX}CLICKHOUSE_PORT: cannot listen on {host}:{port}: {error.strerror}") from error
 
 
 def create_app(statement: StatementEndpoint) -> Starlette:
@@ -101,7 +106,8 @@ async def _drain(serving: "asyncio.Task[None]", engine: Engine, workers: Workers
     loop = asyncio.get_running_loop()
     deadline = loop.time() + _CANCEL_WITHIN_S
     while not done and loop.time() < deadline:
-        await workers.control(engine.cancel_all)
+        with suppress(RuntimeError):  # said by the engine, which may be short of memory; the next try is near
+            await workers.control(engine.cancel_all)
         done, _ = await asyncio.wait({serving}, timeout=_CANCEL_EVERY_S)
     if not done:
         serving.cancel()

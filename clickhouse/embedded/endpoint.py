@@ -97,7 +97,7 @@ class StatementEndpoint:
 
     async def _execute(self, execution: Execution, is_get: bool, receive: Receive, answer: "Answer") -> None:
         answer.headers.update(execution.headers)
-        watch = asyncio.create_task(self._cancel_when_gone(receive, execution))
+        watch = asyncio.create_task(self._cancel_when_gone(receive, execution, answer))
         try:
             piece = await self._workers.run(execution.begin, must_read_only=is_get)
             answer.headers.update(execution.headers)
@@ -114,8 +114,6 @@ class StatementEndpoint:
                     await self._workers.run(execution.close)
                     await answer.write(execution.interrupted(tag, self._explain(error)))
                     raise ClientGone from error  # the answer stays without an end, so that nobody takes it for whole
-                if watch.done():
-                    raise ClientGone
                 await answer.write(piece)
             await answer.end()
         finally:
@@ -145,13 +143,17 @@ class StatementEndpoint:
             if not message.get("more_body"):
                 return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    async def _cancel_when_gone(self, receive: Receive, execution: Execution) -> None:
+    async def _cancel_when_gone(self, receive: Receive, execution: Execution, answer: "Answer") -> None:
         """Stop a statement that reads, when nobody waits for it any more; one that writes runs to its end."""
         while (await receive())["type"] != "http.disconnect":
             pass
+        answer.is_unwanted = True
         while not execution.is_finished:
             if execution.is_read_only:
-                await self._workers.control(self._engine.cancel, execution.query_id)
+                try:
+                    await self._workers.control(self._engine.cancel, execution.query_id)
+                except RuntimeError as error:
+                    logs.get().warning("statement not cancelled", error=str(error))
             await asyncio.sleep(_CANCEL_EVERY_S)
 
     def _explain(self, error: Exception) -> Failure:
@@ -166,6 +168,7 @@ class Answer:
 
     def __init__(self, send: Send, timeout_s: float) -> None:
         self.headers = {"Content-Type": "text/plain; charset=UTF-8"}
+        self.is_unwanted = False  # the client has left
         self._send = send
         self._timeout_s = timeout_s
         self._has_begun = False
@@ -212,6 +215,8 @@ class Answer:
         await self._put({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _put(self, message: Message) -> None:
+        if self.is_unwanted:
+            raise ClientGone
         try:
             async with asyncio.timeout(self._timeout_s):
                 await self._send(message)

@@ -4,7 +4,7 @@ import json
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from clickhouse.embedded.encodings import Blocks, Compressed, Encoder, Identity, negotiate
 from clickhouse.embedded.engine import Connection, Engine, Result, classify
@@ -180,14 +180,17 @@ class Execution:
             connection.query(f"SET ROLE {quote_name(options.role)}")
         if first == b"SET":
             return  # settings from the URL would have nothing to act on, and undoing them might undo the statement
-        settings = {"log_comment": self.query_id, **options.settings}  # how a running statement can be found
+        settings = dict(options.settings)
+        if self._query.statement.insert_format is None:
+            settings.setdefault("log_comment", self.query_id)  # how a running statement is found, see Engine.cancel
         if is_buffered:
             settings.setdefault("max_result_bytes", str(_BUFFERED_RESULT_MAX_BYTES))
         if must_read_only and not options.session and settings.get("readonly") != "1":
             settings["readonly"] = "2"  # a session could not take it back; `_check` is enough there
-        if self._kept:
-            self._undo += _restore(self._kept, list(settings))
-        connection.query("SET " + ", ".join(f"{name} = {quote(value)}" for name, value in settings.items()))
+        if settings:
+            if self._kept:
+                self._undo += _restore(self._kept, list(settings))
+            _set(connection, settings)
         for table in self._query.tables:  # after the settings, which may be about reading the data
             self._undo.append(f"DROP TEMPORARY TABLE IF EXISTS {quote_name(table.name)}")
             connection.query(f"CREATE TEMPORARY TABLE {quote_name(table.name)} ({table.structure}\n)")
@@ -197,7 +200,7 @@ class Execution:
         statement, parameters = self._query.statement, self._query.options.parameters
         assert statement.insert_format is not None
         if parameters:
-            connection.query("SET " + ", ".join(f"param_{name} = {quote(value)}" for name, value in parameters.items()))
+            _set(connection, {f"param_{name}": value for name, value in parameters.items()})
         self._summarise(self._insert(connection, self._query.sql, statement.insert_format, self._query.data))
 
     def _insert(self, connection: Connection, sql: bytes | str, data_format: str, data: list[bytes]) -> Result:
@@ -277,6 +280,10 @@ class Execution:
             "result_bytes": str(result.bytes_read()),
             "elapsed_ns": str(int((time.perf_counter() - self._started_at) * 1e9)),
         })  # fmt: skip
+
+
+def _set(connection: Connection, settings: Mapping[str, str]) -> None:
+    connection.query("SET " + ", ".join(f"{name} = {quote(value)}" for name, value in settings.items()))
 
 
 def _restore(kept: Kept, names: list[str]) -> list[str]:

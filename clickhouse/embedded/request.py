@@ -124,6 +124,8 @@ def _options(fields: Mapping[str, str], headers: Mapping[str, str], tables: froz
     settings: dict[str, str] = {}
     parameters: dict[str, str] = {}
     for name, value in fields.items():
+        if name != "query" and not _is_text(name + value):
+            raise ClickHouseError(Code.BAD_ARGUMENTS, "Only the query may have bytes that are not UTF-8")
         if name in _RESERVED or ((match := _EXTERNAL.fullmatch(name)) and match[1] in tables):
             continue
         if name.startswith("param_"):
@@ -191,6 +193,14 @@ def _external_table(name: str, data: bytes, fields: Mapping[str, str]) -> Extern
     if not _FORMAT.fullmatch(data_format):
         raise ClickHouseError(Code.UNKNOWN_FORMAT, "Unknown format of an external table")
     return ExternalTable(name, structure, data_format, data)
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # what was not UTF-8 came in as surrogates
+        return False
+    return True
 
 
 def _integer(fields: Mapping[str, str], name: str, default: int, low: int, high: int) -> int:

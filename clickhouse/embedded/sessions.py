@@ -21,7 +21,7 @@ class Kept:
 
 
 class Sessions:
-    """At most `limit` of them (50 KB each and what their temporary tables hold); a further one is refused."""
+    """At most `limit` of them (0.1 MB each and what their temporary tables hold); a further one is refused."""
 
     def __init__(
         self, connect: Callable[[], Connection], limit: int, clock: Callable[[], float] = time.monotonic

@@ -36,7 +36,7 @@ class Users:
 
 def _credentials(headers: Mapping[str, str], parameters: Mapping[str, str]) -> tuple[str, str]:
     if "x-clickhouse-user" in headers or "x-clickhouse-key" in headers:
-        return headers.get("x-clickhouse-user") or DEFAULT_USER, headers.get("x-clickhouse-key", "")
+        return _text(headers.get("x-clickhouse-user", "")) or DEFAULT_USER, _text(headers.get("x-clickhouse-key", ""))
     scheme, _, encoded = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "basic":
         try:
@@ -45,6 +45,14 @@ def _credentials(headers: Mapping[str, str], parameters: Mapping[str, str]) -> t
             raise ClickHouseError(Code.AUTHENTICATION_FAILED, "Invalid Basic authentication") from error
         return name or DEFAULT_USER, password
     return parameters.get("user") or DEFAULT_USER, parameters.get("password", "")
+
+
+def _text(header: str) -> str:
+    """A header's value, which frameworks read as Latin-1, as the UTF-8 it was sent in."""
+    try:
+        return header.encode("latin-1").decode()
+    except UnicodeError:
+        return header
 
 
 def _digest(password: str) -> bytes:
