@@ -82,12 +82,6 @@ def passed(position: Position, entry: EntryId) -> bool:
     return entry < position.entry or (entry == position.entry and position.k >= K_ALL)
 
 
-def conflate(items: list[Item]) -> list[Item]:
-    """Without the state messages that a later one of the same topic and kind replaces; order and events stay."""
-    newest = {(item.topic, item.kind): item for item in items if item.is_state}
-    return [item for item in items if not item.is_state or newest[item.topic, item.kind] is item]
-
-
 class Backlog:
     """Shared reads of the output logs."""
 

@@ -1,7 +1,7 @@
 """Bringing readers forward whom the ring does not reach: from the log, at their own pace, next to the live stream.
 
-A COLD subscriber has one short-lived task here until the ring covers it. What it gets is conflated chunk by chunk,
-in order, so it may be cut off anywhere and come back with its cursor. If the log cannot vouch for what is between
+A COLD subscriber has one short-lived task here until the ring covers it. What it gets is conflated write by write, in
+order, so it may be cut off anywhere and come back with its cursor. If the log cannot vouch for what is between
 (trimmed, rolled back), it is asked to reconnect, and gets its `reset` then: a verdict that was given is never taken
 back within a connection.
 """
@@ -12,8 +12,9 @@ from collections.abc import Callable
 from core import logs
 from core.errors import Retry
 from core.metrics import LOOP_ERRORS
-from gateway.backlog import Backlog, conflate
+from gateway.backlog import Backlog
 from gateway.channel import Vector
+from gateway.conflate import take
 from gateway.frames import Item
 from gateway.hub import Hub, State, Subscriber
 from gateway.tail import Tails
@@ -106,23 +107,21 @@ class Feeder:
             raise Retry(f"shard {shard} ends before what was published of it")
         items = [item for item in chunk.after(channel.routes[shard], vector[shard]) if channel.wants(item)]
         vector[shard] = chunk.until
-        return await self._send(subscriber, conflate(items), vector)
+        return await self._send(subscriber, items, vector)
 
     async def _send(self, subscriber: Subscriber, items: list[Item], reached: Vector) -> bool:
         """Write piece by piece as the reader takes it; False when it does not take it in time, or left."""
         start = 0
         while await self._drained(subscriber):
-            end, size = start, 0
-            while end < len(items) and size < self._chunk_bytes:
-                size += len(items[end].data)
-                end += 1
-            now = asyncio.get_running_loop().time()
+            batch, end = take(items, start, self._chunk_bytes)
             if end == len(items):
-                self._hub.feed(subscriber, items[start:], reached, now)
+                stand = reached
+            else:
+                stand = dict(subscriber.vector or {})
+                stand[items[end - 1].shard] = items[end - 1].position
+            self._hub.feed(subscriber, batch, stand, end - start - len(batch), asyncio.get_running_loop().time())
+            if end == len(items):
                 return True
-            stand = dict(subscriber.vector or {})
-            stand[items[end - 1].shard] = items[end - 1].position
-            self._hub.feed(subscriber, items[start:end], stand, now)
             start = end
         return False
 

@@ -14,12 +14,13 @@ There is no queue, task or timer per subscriber. Measured by `python -m loadtest
 """
 
 import enum
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Protocol
 
 from core import logs
 from core.position import Position
 from gateway.channel import Channel, Vector
+from gateway.conflate import take
 from gateway.frames import Item, Wire
 from gateway.meter import Meter
 from gateway.ring import Ring
@@ -269,24 +270,24 @@ class Hub:
     def backlog(self, channel: Channel, vector: Vector) -> list[Item] | None:
         """Every message after `vector` that the ring has, in order per shard; None when it does not reach back."""
         found: list[Item] = []
-        for shard, routes in channel.routes.items():
-            items = self._collect(shard, routes, vector[shard], conflate=False)
+        for shard in channel.routes:
+            items = self._collect(channel, shard, vector[shard])
             if items is None:
                 return None
-            found.extend(item for item in items if channel.wants(item))
+            found.extend(items)
         return found
 
     def covers(self, channel: Channel, shard: int, position: Position) -> bool:
         """Whether the ring has everything of a channel's shard after `position`."""
         return all(self.rings[shard].covers(route, position) for route in channel.routes[shard])
 
-    def _collect(self, shard: int, routes: Iterable[str], position: Position, *, conflate: bool) -> list[Item] | None:
+    def _collect(self, channel: Channel, shard: int, position: Position) -> list[Item] | None:
+        """All messages of a channel's shard after a position, in order; None when the ring does not reach back."""
         ring = self.rings[shard]
-        read = ring.conflated if conflate else ring.after
         found: list[Item] = []
         runs = 0
-        for route in routes:
-            items = read(route, position)
+        for route in channel.routes[shard]:
+            items = ring.after(route, position)
             if items is None:
                 return None
             if items:
@@ -294,7 +295,7 @@ class Hub:
                 runs += 1
         if runs > 1:
             found.sort(key=lambda item: item.position)
-        return found
+        return found if channel.types is None else [item for item in found if channel.wants(item)]
 
     def _serve(self, subscriber: Subscriber) -> None:
         """Write the next part of what a subscriber misses; make it live when nothing is missing."""
@@ -304,34 +305,31 @@ class Hub:
         skipped = size = 0
         is_complete = True
         reached = dict(vector)
-        for shard, routes in channel.routes.items():
+        for shard in channel.routes:
             edge = self.edge[shard]
             if vector[shard] >= edge:
                 is_complete = is_complete and vector[shard] == edge
                 continue
-            items = self._collect(shard, routes, vector[shard], conflate=True)
+            items = self._collect(channel, shard, vector[shard])
             if items is None:
                 self._chill(subscriber)
                 return
-            for item in items:
-                if not channel.wants(item):
-                    continue
-                if size >= self._chunk_bytes:
-                    is_complete = False
-                    self._stirred = True
-                    break
-                batch.append(item)
-                size += len(item.data)
-                reached[shard] = item.position
-            else:
+            some, end = take(items, 0, self._chunk_bytes - size)
+            if end == len(items):
                 reached[shard] = edge
-            skipped += sum(self.rings[shard].count_states(route, vector[shard], reached[shard]) for route in routes)
-        self._write(subscriber, batch, reached)
-        self._meter.conflated(skipped - sum(item.is_state for item in batch))
+            else:
+                is_complete = False
+                self._stirred = True
+                if some:
+                    reached[shard] = items[end - 1].position
+            skipped += end - len(some)
+            batch += some
+            size += sum(len(item.data) for item in some)
+        self._write(subscriber, batch, reached, skipped)
         if is_complete and subscriber.state is State.BEHIND and not channel.pending:
             self._go_live(subscriber)
 
-    def _write(self, subscriber: Subscriber, items: list[Item], reached: Vector) -> None:
+    def _write(self, subscriber: Subscriber, items: list[Item], reached: Vector, skipped: int) -> None:
         channel = subscriber.channel
         assert subscriber.vector is not None
         frame = channel.join(channel.encode(items, subscriber.vector)) if items else b""
@@ -339,6 +337,7 @@ class Hub:
         if frame:
             subscriber.sink.write(frame)
             self._meter.caught_up(channel.wire, items)
+            self._meter.conflated(skipped)
             if subscriber.sink.is_paused and subscriber.state is State.BEHIND:
                 self._rest(subscriber)  # while it is being added, its sink does not know yet for whom to call `pause`
 
@@ -354,11 +353,14 @@ class Hub:
         subscriber.state = State.COLD
         self._on_cold(subscriber)
 
-    def feed(self, subscriber: Subscriber, items: list[Item], reached: Vector, now: float) -> None:
-        """Write to a COLD subscriber what was read for it elsewhere; `reached` is where it stands then."""
+    def feed(self, subscriber: Subscriber, items: list[Item], reached: Vector, skipped: int, now: float) -> None:
+        """Write to a COLD subscriber what was read for it elsewhere, `skipped` messages left out as replaced.
+
+        `reached` is where it stands then.
+        """
         if subscriber.state is State.COLD:
             subscriber.since = now
-            self._write(subscriber, items, reached)
+            self._write(subscriber, items, reached, skipped)
 
     def warm(self, subscriber: Subscriber) -> None:
         """A COLD subscriber has come so far that the ring may take over."""

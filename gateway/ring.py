@@ -5,8 +5,7 @@ them: the oldest goes first, whatever its topic. Per topic it knows its *floor*:
 that position, and nothing can be said about earlier ones. A topic is a topic or a pattern `match.<id>.*`, which has
 its own line with the messages of all maps.
 
-Cost: append O(1); a read O(log n + messages returned), also when superseded state messages are left out, because
-events and the newest state of each kind are kept apart.
+Cost: append O(1), a read O(log n + messages returned).
 """
 
 from bisect import bisect_right
@@ -47,26 +46,17 @@ class _Line:
         return self._items[self._head] if self._head < len(self._items) else None
 
     def after(self, position: Position) -> list[Item]:
-        return self._items[self._index(position) :]
-
-    def count(self, low: Position, high: Position) -> int:
-        """How many lie in (low, high]."""
-        return self._index(high) - self._index(low)
-
-    def _index(self, position: Position) -> int:
-        return bisect_right(self._items, position, lo=self._head, key=_position)
+        return self._items[bisect_right(self._items, position, lo=self._head, key=_position) :]
 
 
 class _Topic:
-    __slots__ = ("events", "floor", "items", "newest", "readers", "unread_since")
+    __slots__ = ("floor", "items", "readers", "unread_since")
 
     def __init__(self, floor: Position) -> None:
         self.floor = floor
         self.readers = 0
         self.unread_since = 0.0
         self.items = _Line()
-        self.events = _Line()
-        self.newest: dict[tuple[str, str], Item] = {}  # (topic, state kind) -> newest; a pattern has many topics
 
 
 class Ring:
@@ -129,10 +119,6 @@ class Ring:
         for line in lines:
             entry = self._topics[line]
             entry.items.append(item)
-            if item.is_state:
-                entry.newest[item.topic, item.kind] = item
-            else:
-                entry.events.append(item)
             self._order.append(entry)
             self.bytes += item.size
         while self.bytes > self._bytes_max:
@@ -143,10 +129,6 @@ class Ring:
         item = entry.items.drop_first()
         entry.floor = item.position
         self.bytes -= item.size
-        if not item.is_state:
-            entry.events.drop_first()
-        elif entry.newest.get((item.topic, item.kind)) is item:
-            del entry.newest[item.topic, item.kind]
 
     def covers(self, topic: str, position: Position) -> bool:
         """Whether everything of a topic after `position` is here."""
@@ -159,20 +141,6 @@ class Ring:
         if entry is None or position < entry.floor:
             return None
         return entry.items.after(position)
-
-    def conflated(self, topic: str, position: Position) -> list[Item] | None:
-        """Every event after `position` and only the newest message of each state kind, in order; None: not covered."""
-        entry = self._topics.get(topic)
-        if entry is None or position < entry.floor:
-            return None
-        found = entry.events.after(position)
-        states = [item for item in entry.newest.values() if item.position > position]
-        return sorted([*found, *states], key=_position) if states else found
-
-    def count_states(self, topic: str, low: Position, high: Position) -> int:
-        """State messages of a topic in (low, high] that are still here."""
-        entry = self._topics.get(topic)
-        return entry.items.count(low, high) - entry.events.count(low, high) if entry is not None else 0
 
     def clear(self, floor: Position) -> None:
         """Forget all messages and raise every floor: after a gap or a rollback nothing older can be vouched for."""
