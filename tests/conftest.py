@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import redis
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 
 from core.settings import Settings
 from tests.support.clickhouse_server import ClickHouseServer, running_clickhouse
@@ -16,6 +18,11 @@ from tests.support.ports import free_port as _free_port
 from tests.support.processes import adopt_orphans, descendants
 from tests.support.redis_server import RedisServer, running_redis
 from tests.support.waiting import wait_until_sync
+
+
+# A generated example has no deadline: on a busy machine it would be a timed test.
+hypothesis_settings.register_profile("arenacast", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+hypothesis_settings.load_profile("arenacast")
 
 
 @pytest.fixture(scope="session", autouse=True)
