@@ -19,7 +19,6 @@ from tests.support.processes import adopt_orphans, descendants
 from tests.support.redis_server import RedisServer, running_redis
 from tests.support.waiting import wait_until_sync
 
-
 # A generated example has no deadline: on a busy machine it would be a timed test.
 hypothesis_settings.register_profile("arenacast", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 hypothesis_settings.load_profile("arenacast")
