@@ -13,6 +13,7 @@ Invariants
       would swallow an entry that its successor then never sees. The consumer groups `state` and `archive` carry the
       same position (`XGROUP SETID … ENTRIESREAD`, in the committing script), so every Redis tool shows their lag.
       What was read and not committed is pending by definition; taking over means reading it again.
+    * Scripts here run with `allow-oom`: a Redis over its memory budget refuses ingest, never those who work it off.
     * An entry that cannot be processed goes to dead:{s} with its reason and never blocks the shard.
     * Whatever changes state is a log entry, also what a timer does: replaying the log gives the same state.
 

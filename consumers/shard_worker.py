@@ -128,19 +128,6 @@ class ShardWorker:
         self._loads = self._scripts.loads
         self._epochs = await epochs.load(self._client, self._shard)
         self.progress = parse_progress(await call(self._client.hgetall(keys.progress(self._shard))))
-        try:
-            await call(
-                self._client.xgroup_create(
-                    keys.events(self._shard),
-                    keys.STATE_GROUP,
-                    str(self.progress.last_id),
-                    mkstream=True,
-                    entries_read=self.progress.applied,
-                )
-            )
-        except Exception as error:
-            if "BUSYGROUP" not in str(error):
-                raise
         self._log.info("following", position=str(self.progress.last_id), epoch=self._epochs.current)
 
     async def _follow(self) -> bool:
@@ -292,19 +279,17 @@ class ShardWorker:
             await self._scripts.run("fire_timer", names, [self._token, member, int(score), now_ms, head, body])
 
     async def lag(self) -> tuple[int, float]:
-        """(entries not yet applied, age of the oldest of them in seconds), as Redis itself computes it for the group.
+        """(entries not yet applied, age of the oldest of them in seconds).
 
         Raises Retry when Redis is away.
         """
-        groups = await call(self._client.xinfo_groups(keys.events(self._shard)))
-        lags = [group["lag"] or 0 for group in groups if group["name"] == keys.STATE_GROUP.encode()]
-        if not lags or not lags[0]:
-            return 0, 0.0
         after = f"({self.progress.last_id}"
         oldest = await call(self._client.xrange(keys.events(self._shard), min=after, max="+", count=1))
         if not oldest:
             return 0, 0.0
-        return int(lags[0]), max(0.0, self._clock() / 1e6 - parse_entry_id(oldest[0][0]).ms / 1000)
+        added = (await call(self._client.xinfo_stream(keys.events(self._shard))))["entries-added"]
+        age_s = self._clock() / 1e6 - parse_entry_id(oldest[0][0]).ms / 1000
+        return max(1, added - self.progress.applied), max(0.0, age_s)
 
     async def _housekeeping(self) -> None:
         now_s = self._clock() / 1e6

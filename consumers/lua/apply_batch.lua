@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Apply one batch: everything a batch of log entries gives, or nothing.
 --
 -- KEYS[1] fence:{s}:state   KEYS[2] shard:{s}   KEYS[3] events:{s}   KEYS[4] updates:{s}   KEYS[5…] keys of the commands
@@ -28,5 +29,7 @@ while at <= #ARGV do
   redis.call(unpack(ARGV, at + 1, at + count))
   at = at + count + 1
 end
-redis.call('XGROUP', 'SETID', KEYS[3], ARGV[6], ARGV[3], 'ENTRIESREAD', ARGV[5])
+if redis.pcall('XGROUP', 'SETID', KEYS[3], ARGV[6], ARGV[3], 'ENTRIESREAD', ARGV[5])['err'] then
+  redis.pcall('XGROUP', 'CREATE', KEYS[3], ARGV[6], ARGV[3], 'ENTRIESREAD', ARGV[5])  -- the first batch, or a lost group
+end
 return 1

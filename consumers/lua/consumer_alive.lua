@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Say that a consumer runs, forget those that went silent, and list who is left.
 --
 -- KEYS[1] consumers:<job>   zset: owner -> ms of its last sign of life

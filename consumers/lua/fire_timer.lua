@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Append the log entry that a due timer stands for: what a clock changes is a log entry like any other.
 --
 -- KEYS[1] fence:{s}:state   KEYS[2] timers:{s}   KEYS[3] events:{s}   KEYS[4] counters:{s}   KEYS[5] def:{s}:<topic>

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Take a free lease and draw the next fencing token.
 --
 -- KEYS[1] lease:{s}:<job>   KEYS[2] fence:{s}:<job>

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Prolong a lease (ARGV[3] > 0) or give it up (ARGV[3] = 0), if it is still ours.
 --
 -- KEYS[1] lease:{s}:<job>

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Trim a shard's logs behind what every reader committed and the retention: never a blind MAXLEN.
 --
 -- KEYS[1] events:{s}   KEYS[2] updates:{s}   KEYS[3] shard:{s}   KEYS[4] archive:{s}:events   KEYS[5] archive:{s}:updates

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Start a new epoch of a shard when the server is another incarnation than the one that wrote last.
 --
 -- KEYS[1] epochs:{s}   hash: "run" -> incarnation, "now" -> newest epoch, "<epoch>" -> its first entry id

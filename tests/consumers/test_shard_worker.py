@@ -10,7 +10,7 @@ import msgspec
 import pytest
 import redis
 
-from consumers.lease import Ownership, lease_sources
+from consumers.lease import Leases, Ownership, lease_sources
 from consumers.shard_worker import ShardWorker, state_sources
 from core import keys, redis_client
 from core.clock import now_us
@@ -340,3 +340,28 @@ async def test_a_new_incarnation_of_the_server_starts_an_epoch_and_loses_nothing
             await applied(log, "poll.p1", 3)
         assert [update.epoch for _, update in updates(log, shard)][-1] == 2
     assert poll_topic("p1") == "poll.p1"
+
+
+async def test_a_redis_over_its_memory_budget_is_worked_off(settings: Settings, tmp_path: Path) -> None:
+    """Ingest is refused there; leases, applying and trimming must go on, or nobody would ever make room."""
+    with running_redis(tmp_path / "own") as server:
+        own = msgspec.structs.replace(settings, redis_url=server.url)
+        log = LogWriter(redis.Redis.from_url(server.url), SHARDS)
+        log.poll("p1")
+        for number in range(50):
+            log.vote("p1", f"e{number}", "a", f"v{number}")
+        log.client.config_set("maxmemory", "1mb")
+        with pytest.raises(redis.exceptions.OutOfMemoryError):
+            log.client.set("x", "y")
+        client = redis_client.connect(own)
+        scripts = Scripts(client, SHARDS, {**lease_sources(), **state_sources()})
+        stop = asyncio.Event()
+
+        async def work(ownership: Ownership) -> None:
+            await ShardWorker(client, scripts, own, ownership).run()
+
+        leases = asyncio.create_task(Leases(scripts, "state", SHARDS, "me", 1.0).run(work, stop))
+        await applied(log, "poll.p1", 50)
+        stop.set()
+        await leases
+        await client.aclose()
