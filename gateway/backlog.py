@@ -15,7 +15,7 @@ from collections.abc import Iterable
 
 from core import logs
 from core.epochs import Epochs
-from core.errors import Poison
+from core.errors import Poison, Retry
 from core.metrics import LOOP_ERRORS
 from core.position import K_ALL, ZERO, EntryId, Position
 from gateway import frames
@@ -95,7 +95,8 @@ class Backlog:
         """Reads of the log so far."""
 
     async def chunk(self, shard: int, position: Position, epochs: Epochs, edge: Position) -> Chunk:
-        """Entries of a shard at and after `position`, as many as one read gives. Raises Retry when Redis is away.
+        """Entries of a shard at and after `position`, as many as one read gives. Raises Retry when Redis is away, or
+        when entries belong to a newer epoch than `epochs` knows: the tail is about to find out.
 
         `edge`: what was known to be published before the call; reading to the end of the log proves that much. A
         chunk whose `until` does not exceed `position` means that the log ends before it.
@@ -134,6 +135,8 @@ class Backlog:
                 self._log.error("unreadable entry", shard=shard, entry=str(entry))
                 LOOP_ERRORS.labels("backlog").inc()
                 continue
+            if update.epoch > epochs.current:
+                raise Retry(f"shard {shard} is in epoch {update.epoch}, which is not known here yet")
             if entries and update.previous > entries[-1][0]:
                 entries.clear()
                 items.clear()
