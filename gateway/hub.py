@@ -415,11 +415,17 @@ class Hub:
                 subscriber.state = State.BEHIND
                 self._behind[subscriber] = None
             channel.vector = self._edges(channel)
-        for subscriber in (*self._behind, *self._paused):
-            if shard not in subscriber.channel.routes:
-                continue
-            assert subscriber.vector is not None
-            if not holds(subscriber.vector[shard]):
-                subscriber.sink.dismiss()
-            elif subscriber.state is State.BEHIND:
+        self.expel(shard, holds)
+        for subscriber in tuple(self._behind):
+            if shard in subscriber.channel.routes:
                 self._chill(subscriber)
+
+    def expel(self, shard: int, holds: Callable[[Position], bool]) -> None:
+        """A new epoch: ask everybody to come back whose position was lost with the end of the one before.
+
+        The live edge may not be concerned, and yet a reader be: it joined at a position this process had yet to see.
+        """
+        for subscriber in (*self._behind, *self._paused):
+            assert subscriber.vector is not None
+            if shard in subscriber.vector and not holds(subscriber.vector[shard]):
+                subscriber.sink.dismiss()

@@ -99,7 +99,7 @@ class Tail:
             self._restart(state)
             self._on_news()
         else:
-            self._epochs = state.epochs
+            self._adopt(state.epochs)
             self.note(state)
             self._on_news()
         self._is_synced.set()
@@ -170,10 +170,16 @@ class Tail:
         if update.previous == self._seen and update.epoch <= self.epochs.current:
             return
         state = await self._source.state(self._shard)
-        self._epochs = state.epochs
+        self._adopt(state.epochs)
         if update.previous > self._seen or not state.epochs.holds(self._hub.edge[self._shard]):
             self._log.warning("gap in the log", seen=str(self._seen), previous=str(update.previous))
             self._lose(update.previous)
+
+    def _adopt(self, epochs: Epochs) -> None:
+        is_new = self._epochs is None or epochs.current != self._epochs.current
+        self._epochs = epochs
+        if is_new:
+            self._hub.expel(self._shard, epochs.holds)
 
     def _lose(self, until: EntryId) -> None:
         self._hub.reset(self._shard, self.epochs.at(until), self.epochs.holds)
