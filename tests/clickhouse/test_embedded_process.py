@@ -3,6 +3,7 @@
 import gzip
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import time
 import urllib.error
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -188,8 +190,14 @@ def test_body_over_the_limit_is_refused_however_it_comes(server: ClickHouseServe
 def test_head_without_end_is_refused(server: ClickHouseServer) -> None:
     answer = httpx.get(server.url, headers={"X-Long": "x" * 900_000, "X-ClickHouse-Key": server.password})
     assert answer.status_code == 200
-    with pytest.raises(httpx.HTTPError):
-        httpx.get(server.url, headers={"X-Long": "x" * 4_000_000}).raise_for_status()
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nX-Long: ")
+        sent = 0
+        with suppress(ConnectionError):
+            while sent < 64 << 20:
+                connection.sendall(b"x" * 65536)
+                sent += 65536
+    assert sent < 32 << 20  # what the buffers of a connection may hold is not our choice
     assert server.query("SELECT 1") == "1\n"
 
 

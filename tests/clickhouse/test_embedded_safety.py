@@ -58,7 +58,7 @@ HARMS_THE_PROCESS = [
     "CREATE USER evil",
     "GRANT FILE ON *.* TO default",
     "EXECUTE AS default SELECT 1",
-    "SELECT addressToLine(1) SETTINGS allow_introspection_functions = 1",
+    "SELECT demangle('_Z1f') SETTINGS allow_introspection_functions = 1",
     "SET allow_experimental_prql_dialect = 1",
 ]
 
