@@ -18,21 +18,26 @@ from tests.support.waiting import wait_until, wait_until_sync
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes through /proc")
 
-STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
-STAY = "import signal\nwhile True: signal.pause()\n"
+STUBBORN = "signal.signal(signal.SIGTERM, signal.SIG_IGN)"
 
 
 class Stage:
-    """Services of a test: short Python programs that leave a file when they are up."""
+    """Services of a test: short Python programs that set something up, leave a file, and stay."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.said: list[str] = []
         self._before = set(descendants(os.getpid()))  # servers of other tests
 
-    def service(self, name: str, program: str = STAY, **options: object) -> Service:
+    def service(self, name: str, setup: str = "", **options: object) -> Service:
         ready = self.directory / f"{name}.ready"
-        source = f"import pathlib, os\npathlib.Path({str(ready)!r}).write_text(str(os.getpid()))\n{program}"
+        source = f"""
+import os, pathlib, signal, subprocess, sys
+{setup}
+pathlib.Path({str(ready)!r}).write_text(str(os.getpid()))
+while True:
+    signal.pause()
+"""
 
         async def is_ready() -> bool:
             return ready.exists() and is_alive(int(ready.read_text() or 0))
@@ -43,6 +48,10 @@ class Stage:
     def children(self) -> set[int]:
         """Every process that was started in this test and lives."""
         return set(descendants(os.getpid())) - self._before
+
+    async def nothing_is_left(self) -> None:
+        """All of them have ended. A process that has been killed is there for another moment."""
+        await wait_until(lambda: not self.children(), 5, f"{self.children()} have ended")
 
     def pid(self, name: str) -> int:
         """Of the service's newest child that came up."""
@@ -70,6 +79,11 @@ def stage(tmp_path: Path) -> Stage:
     return Stage(tmp_path)
 
 
+async def never() -> bool:
+    """A service that does not get ready."""
+    return False
+
+
 async def nothing(_supervisor: Supervisor) -> None:
     """All is ready: stop again."""
 
@@ -81,14 +95,17 @@ def log_of(stage: Stage, name: str) -> str:
 async def test_stage_starts_when_the_one_before_it_is_ready_and_stops_in_reverse_order(stage: Stage) -> None:
     order = stage.directory / "order"
 
-    def program(name: str) -> str:
-        return (
-            f"import signal, sys\nf = open({str(order)!r}, 'a', buffering=1)\n"
-            f"def end(*_): f.write('-{name}\\n'); sys.exit(0)\n"
-            f"signal.signal(signal.SIGTERM, end)\nf.write('+{name}\\n')\n"
-        ) + STAY
+    def setup(name: str) -> str:
+        return f"""
+file = open({str(order)!r}, "a", buffering=1)
+def end(*_):
+    file.write("-{name}\\n")
+    sys.exit(0)
+signal.signal(signal.SIGTERM, end)
+file.write("+{name}\\n")
+"""
 
-    await stage.run([[stage.service(name, program(name))] for name in ("a", "b", "c")], nothing)
+    await stage.run([[stage.service(name, setup(name))] for name in ("a", "b", "c")], nothing)
     assert order.read_text().split() == ["+a", "+b", "+c", "-c", "-b", "-a"]
     assert stage.said == []
 
@@ -107,14 +124,20 @@ async def test_killed_child_is_restarted_and_it_is_said(stage: Stage) -> None:
 
 async def test_child_that_leaves_by_itself_is_restarted_too(stage: Stage) -> None:
     marker = stage.directory / "once"
-    program = f"p = pathlib.Path({str(marker)!r})\nif p.exists():\n  p.unlink(); print('going'); os._exit(3)\n" + STAY
+    setup = f"""
+marker = pathlib.Path({str(marker)!r})
+if marker.exists():
+    marker.unlink()
+    print("going")
+    sys.exit(3)
+"""
 
     async def then(_: Supervisor) -> None:
         marker.touch()
         os.kill(stage.pid("a"), signal.SIGKILL)
         await wait_until(lambda: "a is ready again" in stage.said)
 
-    await stage.run([[stage.service("a", program)]], then)
+    await stage.run([[stage.service("a", setup)]], then)
     assert "a ended with exit code 3, restart 2 in 0.5 s: going" in stage.said
 
 
@@ -124,29 +147,27 @@ def test_back_off_grows_to_a_bound() -> None:
 
 
 async def test_service_that_never_starts_is_given_up_with_its_last_words(stage: Stage) -> None:
-    program = "print('arenacast: ARENACAST_ACK must be something else'); os._exit(1)"
+    failing = stage.service("b", "sys.exit('arenacast: ARENACAST_ACK must be something else')")
     with pytest.raises(Fatal, match=r"^b does not start \(exit code 1\): ARENACAST_ACK must be .*b\.log"):
-        await stage.run([[stage.service("a")], [stage.service("b", program)], [stage.service("c")]], nothing)
+        await stage.run([[stage.service("a")], [failing], [stage.service("c")]], nothing)
     assert not is_alive(stage.pid("a"))
     assert not (stage.directory / "c.ready").exists()
     assert len([text for text in stage.said if "trying again" in text]) == module.START_ATTEMPTS - 1
 
 
 async def test_service_that_never_gets_ready_is_given_up_after_its_bound(stage: Stage) -> None:
-    async def never() -> bool:
-        return False
-
     with pytest.raises(Fatal, match=r"^a is not ready after 0\.3 s"):
         await stage.run([[stage.service("a", is_ready=never, ready_within_s=0.3)]], nothing)
-    assert not stage.children()
+    await stage.nothing_is_left()
 
 
 async def test_task_runs_once_and_to_its_end_before_the_next_stage(stage: Stage) -> None:
-    task = stage.service("migrate", "print('done')", is_task=True)
+    task = stage.service("migrate", "print('done', os.getpid())\nsys.exit(0)", is_task=True)
 
     async def then(supervisor: Supervisor) -> None:
-        assert "done" in log_of(stage, "migrate")
-        assert not is_alive(stage.pid("migrate"))
+        done, pid = log_of(stage, "migrate").split()
+        assert done == "done"
+        assert not is_alive(int(pid))
         assert is_alive(stage.pid("a"))
 
     supervisor = await stage.run([[task], [stage.service("a")]], then)
@@ -154,7 +175,7 @@ async def test_task_runs_once_and_to_its_end_before_the_next_stage(stage: Stage)
 
 
 async def test_task_that_fails_ends_the_start(stage: Stage) -> None:
-    task = stage.service("migrate", "print('arenacast: the schema is newer'); os._exit(1)", is_task=True)
+    task = stage.service("migrate", "sys.exit('arenacast: the schema is newer')", is_task=True)
     with pytest.raises(Fatal, match=r"^migrate failed \(exit code 1\): the schema is newer"):
         await stage.run([[stage.service("a")], [task]], nothing)
     assert not is_alive(stage.pid("a"))
@@ -163,11 +184,11 @@ async def test_task_that_fails_ends_the_start(stage: Stage) -> None:
 async def test_task_that_hangs_ends_the_start(stage: Stage) -> None:
     with pytest.raises(Fatal, match=r"^migrate did not end within 0\.5 s"):
         await stage.run([[stage.service("migrate", is_task=True, ready_within_s=0.5)]], nothing)
-    assert not stage.children()
+    await stage.nothing_is_left()
 
 
 async def test_child_that_ignores_sigterm_is_killed_after_its_bound(stage: Stage) -> None:
-    await stage.run([[stage.service("a", STUBBORN + STAY, stop_within_s=0.3)]], nothing)
+    await stage.run([[stage.service("a", STUBBORN, stop_within_s=0.3)]], nothing)
     assert stage.said == ["a did not stop within 0.3 s and is killed"]
     assert not is_alive(stage.pid("a"))
 
@@ -178,15 +199,12 @@ async def test_second_ctrl_c_kills_at_once(stage: Stage) -> None:
         await asyncio.sleep(0)
         supervisor.kill()
 
-    await asyncio.wait_for(stage.run([[stage.service("a", STUBBORN + STAY, stop_within_s=60.0)]], then), 5)
+    await asyncio.wait_for(stage.run([[stage.service("a", STUBBORN, stop_within_s=60.0)]], then), 5)
     assert not is_alive(stage.pid("a"))
 
 
 async def test_stop_in_the_middle_of_the_start_leaves_nothing(stage: Stage) -> None:
     """At any moment of it, so at several."""
-
-    async def never() -> bool:
-        return False
 
     for delay_s in (0.0, 0.005, 0.02, 0.1):
         stages = [[stage.service("a"), stage.service("b", is_ready=never)], [stage.service("c")]]
@@ -195,13 +213,11 @@ async def test_stop_in_the_middle_of_the_start_leaves_nothing(stage: Stage) -> N
         await asyncio.sleep(delay_s)
         supervisor.stop()
         await asyncio.wait_for(running, 10)
-        assert not stage.children()
+        await stage.nothing_is_left()
 
 
 async def test_what_a_child_started_goes_with_it(stage: Stage) -> None:
-    program = (
-        "import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', 'import signal; signal.pause()'])\n" + STAY
-    )
+    setup = "subprocess.Popen([sys.executable, '-c', 'import signal; signal.pause()'])"
 
     async def then(_: Supervisor) -> None:
         await wait_until(lambda: len(stage.children()) == 2)
@@ -209,8 +225,8 @@ async def test_what_a_child_started_goes_with_it(stage: Stage) -> None:
         await wait_until(lambda: "a is ready again" in stage.said)
         await wait_until(lambda: len(stage.children()) == 2)
 
-    await stage.run([[stage.service("a", program)]], then)
-    assert not stage.children()
+    await stage.run([[stage.service("a", setup)]], then)
+    await stage.nothing_is_left()
 
 
 async def test_children_are_in_sessions_of_their_own_so_that_ctrl_c_reaches_only_us(stage: Stage) -> None:
@@ -222,15 +238,15 @@ async def test_children_are_in_sessions_of_their_own_so_that_ctrl_c_reaches_only
 
 
 async def test_output_goes_to_the_log_and_warnings_to_the_terminal(stage: Stage) -> None:
-    program = (
-        """print('{"event":"quiet","level":"info"}\\n{"event":"loud","level":"warning","shard":3}', flush=True)\n"""
-        + STAY
-    )
+    setup = """
+print('{"event":"quiet","level":"info"}')
+print('{"event":"loud","level":"warning","shard":3}', flush=True)
+"""
 
     async def then(_: Supervisor) -> None:
         await wait_until(lambda: stage.said)
 
-    await stage.run([[stage.service("a", program)]], then)
+    await stage.run([[stage.service("a", setup)]], then)
     assert stage.said == ["a: warning loud shard=3"]
     assert [line[:16] for line in log_of(stage, "a").splitlines()] == ['{"event":"quiet"', '{"event":"loud",']
 

@@ -1,6 +1,7 @@
 """Looking at processes through /proc (Linux; elsewhere nothing is seen and nothing is claimed)."""
 
 import ctypes
+import os
 import sys
 from pathlib import Path
 
@@ -17,9 +18,10 @@ def descendants(pid: int) -> dict[int, str]:
     """Pid -> command line of every living process below `pid`, zombies excluded."""
     children: dict[int, list[int]] = {}
     living: set[int] = set()
-    for stat in Path("/proc").glob("[0-9]*/stat"):
+    pids = os.listdir("/proc") if sys.platform == "linux" else []
+    for entry in filter(str.isdecimal, pids):
         try:
-            name, _, rest = stat.read_text().rpartition(")")
+            name, _, rest = Path("/proc", entry, "stat").read_text().rpartition(")")
         except OSError:
             continue  # it ended while we looked
         state, parent = rest.split()[:2]
