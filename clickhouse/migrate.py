@@ -133,6 +133,7 @@ async def migrate(settings: Settings, *, dry_run: bool = False, known: Sequence[
 async def _wait(server: ClickHouse) -> None:
     deadline = time.monotonic() + WAIT_S
     delay_s = 0.1
+    is_said = False
     while True:
         try:
             await server.query("SELECT 1", timeout_s=5.0)
@@ -140,6 +141,9 @@ async def _wait(server: ClickHouse) -> None:
         except Retry as error:
             if time.monotonic() > deadline:
                 raise Fatal(f"no ClickHouse within {WAIT_S:g} s: {error}") from error
+            if not is_said and delay_s > 0.5:
+                print(f"waiting for ClickHouse, at most {WAIT_S:g} s: {error}", flush=True)
+                is_said = True
         await asyncio.sleep(delay_s)
         delay_s = min(2.0, delay_s * 2)
 

@@ -266,14 +266,11 @@ class BatchReducer:
     def _match_event(self, entry: Entry, event: MatchEvent) -> None:
         topic = entry.topic
         self._emit(entry, 1, topic, event.type, False, entry.body, entry.received_us)
-        is_new = topic not in self._states
-        if is_new:
-            self._add("SADD", keys.maps(self._shard, event.match_id), event.map_id)
         series = self._series(event.match_id)
         if event.map_id == SERIES:
             before = series.status
             changed = series.apply(event)
-            self._match_touched(entry, topic, series, before, changed or is_new, 2)
+            self._match_touched(entry, topic, series, before, changed, 2)
             picked = _picked_map(event)
             if picked:
                 self._name_picked(entry, picked, series)
@@ -285,7 +282,7 @@ class BatchReducer:
             self._states[topic] = state
         before = state.status
         change = state.apply(event)
-        self._match_touched(entry, topic, state, before, change.state or is_new, 2)
+        self._match_touched(entry, topic, state, before, change.state, 2)
         self._rounds(entry, event, change.rounds, change.void)
         if change.prediction:
             self._predict(entry, topic, state)
@@ -310,13 +307,16 @@ class BatchReducer:
         elif state.status != "pending" or state.map_name == name:
             return
         state.map_name, state.name1, state.name2 = name, series.name1, series.name2
-        self._add("SADD", keys.maps(self._shard, series.match_id), map_id)
         self._match_touched(entry, topic, state, "pending", True, 3)
 
     def _match_touched(
         self, entry: Entry, topic: str, state: Cs2Map | Series, before: str, changed: bool, k: int
     ) -> None:
         """Book-keeping common to every event of a map or series; `changed` = its visible state did."""
+        if not state.touched_ms:  # the first time that this topic is stored
+            changed = True
+            map_id = SERIES if isinstance(state, Series) else state.map_id
+            self._add("SADD", keys.maps(self._shard, state.match_id), map_id)
         state.touched_ms = entry.id.ms
         self._touched[topic] = entry
         if changed:

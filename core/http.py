@@ -16,6 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from core import logs
+from core.http_protocol import GuardedProtocol
 from core.metrics import exposition
 from core.problem import HANDLERS
 
@@ -79,9 +80,9 @@ class Server(uvicorn.Server):
 
 
 def config(app: Any, host: str, port: int, **options: Any) -> uvicorn.Config:
-    """uvicorn as we run it everywhere: uvloop, httptools, our own logging, no server header."""
+    """uvicorn as we run it everywhere: uvloop, our guarded protocol, our own logging, no server header."""
     return uvicorn.Config(
-        app, host=host, port=port, loop="uvloop", http=options.pop("http", "httptools"), log_config=None,
+        app, host=host, port=port, loop="uvloop", http=options.pop("http", GuardedProtocol), log_config=None,
         access_log=False, server_header=False, date_header=False, lifespan="off", timeout_keep_alive=30,
         timeout_graceful_shutdown=options.pop("timeout_graceful_shutdown", 5), **options,
     )  # fmt: skip

@@ -54,11 +54,17 @@ class Problem(ArenacastError):
         self.headers = dict(headers or {})
 
     @property
+    def title(self) -> str:
+        """The status in words."""
+        return HTTPStatus(self.status).phrase
+
+    @property
     def body(self) -> bytes:
         """The problem as JSON."""
-        title = HTTPStatus(self.status).phrase
         shown = [ItemError(e.index, _encodable(e.path), _encodable(e.reason)) for e in self.errors[:ITEM_ERRORS_MAX]]
-        return msgspec.json.encode(_Body("about:blank", title, self.status, _encodable(self.detail), shown or UNSET))
+        return msgspec.json.encode(
+            _Body("about:blank", self.title, self.status, _encodable(self.detail), shown or UNSET)
+        )
 
     def response(self) -> Response:
         """The problem as an HTTP answer."""

@@ -6,6 +6,7 @@ writes those files at its first start.
 """
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -170,11 +171,39 @@ def _cross_check(settings: Settings) -> None:
     kind, _, count = settings.ack.partition(":")
     if not (settings.ack in ("fsync", "memory") or (kind == "replicas" and count.isdecimal() and int(count) > 0)):
         raise Fatal(f"{PREFIX}ACK must be fsync, memory or replicas:N (N > 0), not {settings.ack!r}")
-    if settings.redis_url and urlsplit(settings.redis_url).scheme not in ("redis", "rediss", "unix"):
-        raise Fatal(f"{PREFIX}REDIS_URL must start with redis://, rediss:// or unix://")
-    if settings.clickhouse_url and urlsplit(settings.clickhouse_url).scheme not in ("http", "https"):
-        raise Fatal(f"{PREFIX}CLICKHOUSE_URL must start with http:// or https://")
+    if settings.redis_url:
+        _check_redis_url(settings.redis_url)
+    if settings.clickhouse_url:
+        _check_url("CLICKHOUSE_URL", settings.clickhouse_url, ("http", "https"))
+    for origin in filter(None, map(str.strip, settings.cors_origins.split(","))):
+        if origin != "*" and not _ORIGIN.match(origin):
+            raise Fatal(f"{PREFIX}CORS_ORIGINS: {origin!r} is no origin: * or scheme://host[:port], without a path")
     if settings.voter_secret and len(settings.voter_secret) < 16:
         raise Fatal(f"{PREFIX}VOTER_SECRET must have at least 16 characters")
     if settings.ingest_key and len(settings.ingest_key) < 8:
         raise Fatal(f"{PREFIX}INGEST_KEY must have at least 8 characters")
+
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@\s]+\Z", re.IGNORECASE)
+
+
+def _check_redis_url(url: str) -> None:
+    scheme, path = _check_url("REDIS_URL", url, ("redis", "rediss", "unix"))
+    if scheme == "unix":
+        if len(path) < 2:
+            raise Fatal(f"{PREFIX}REDIS_URL must name a socket: unix:///path")
+    elif path not in ("", "/") and not path[1:].isdecimal():
+        raise Fatal(f"{PREFIX}REDIS_URL: the path must be the number of a database")
+
+
+def _check_url(name: str, url: str, schemes: tuple[str, ...]) -> tuple[str, str]:
+    """(scheme, path). The message never quotes the URL: it may hold a password."""
+    try:
+        parts = urlsplit(url)
+        if parts.scheme != "unix" and (parts.port == 0 or not parts.hostname):
+            raise ValueError
+    except ValueError:
+        raise Fatal(f"{PREFIX}{name} has no usable host and port") from None
+    if parts.scheme not in schemes:
+        raise Fatal(f"{PREFIX}{name} must start with {', '.join(f'{scheme}://' for scheme in schemes)}")
+    return parts.scheme, parts.path

@@ -15,10 +15,9 @@ from msgspec import Struct, ValidationError
 
 from core import keys
 from core.clock import Clock
-from core.errors import Retry
 from core.events import Change, Option, PollDefinition, Voting, decode_poll, encode_json, header
 from core.names import is_id, poll_topic, shard_of
-from core.problem import ItemError, Problem
+from core.problem import ItemError, Problem, unavailable
 from core.redis_client import Redis, Scripts, call
 from ingest.decode import fault_of, invalid_items, json_value
 
@@ -113,7 +112,7 @@ class Polls:
         self._cache: OrderedDict[str, frozenset[str]] = OrderedDict()
 
     async def put(self, wanted: PollDefinition, correlation: str) -> tuple[bool, PollView]:
-        """Create or change a poll: whether it is new, and how it is now. Raises Problem 409 or Retry."""
+        """Create or change a poll: whether it is new, and how it is now. Raises Problem 409, 422, 503 or Retry."""
         topic = poll_topic(wanted.poll_id)
         shard = shard_of(topic, self._shards)
         names = (keys.events(shard), keys.counters(shard), keys.definition(shard, topic))
@@ -124,12 +123,14 @@ class Polls:
                 return False, view(stored.definition, is_closed=bool(stored.closed), now_us=now_us)
             if stored is not None and (reason := refusal(stored, wanted)):
                 raise Problem(409, reason)
+            if wanted.closes_at is not None and _ms(wanted.closes_at) * 1000 <= now_us:
+                raise invalid_items([ItemError(0, "closes_at", "has passed: close the poll instead")])
             seen = (stored.rev, stored.voted, stored.closed) if stored is not None else ("", "", "")
             moments = [_ms(at) if at is not None else "" for at in (wanted.opens_at, wanted.closes_at)]
             head = header("poll", topic, now_us, correlation)
             if await self._scripts.run("put_poll", names, [*seen, encode_json(wanted), head, *moments]):
                 return stored is None, view(wanted, is_closed=False, now_us=now_us)
-        raise Retry(f"poll {wanted.poll_id} changes faster than this change can be decided")
+        raise unavailable("the poll is being changed by others, repeat the request")
 
     async def close(self, poll_id: str, correlation: str) -> PollView:
         """Close a poll; again is fine. Raises Problem 404 or Retry."""

@@ -60,12 +60,22 @@ def stages(settings: Settings, *, is_demo: bool) -> list[list[Service]]:
     return result
 
 
+_PORTS = ("ingest_port", "gateway_port", "clickhouse_port", "state_metrics_port", "archive_metrics_port")
+
+
 def resolve_ports(settings: Settings, say: Say) -> Settings:
     """The settings with every port known to be free; 0 is replaced by one.
 
-    Raises Fatal naming the setting when a port that others rely on is taken. A taken port for the metrics of a
-    consumer is replaced, because nobody should be kept from starting by it.
+    Raises Fatal naming the setting when a port that others rely on is taken, or asked for twice. A taken port for the
+    metrics of a consumer is replaced, because nobody should be kept from starting by it.
     """
+    asked: dict[int, str] = {}
+    for field in _PORTS:
+        port = getattr(settings, field)
+        if port and not (field == "clickhouse_port" and settings.clickhouse_url):
+            first = asked.setdefault(port, field)
+            if first != field:
+                raise Fatal(f"{PREFIX}{first.upper()} and {PREFIX}{field.upper()} are both {port}")
     changed: dict[str, int] = {
         "ingest_port": _port(settings.ingest_host, settings.ingest_port, "ingest_port"),
         "gateway_port": _port(settings.gateway_host, settings.gateway_port, "gateway_port"),

@@ -303,6 +303,16 @@ async def test_a_picked_map_appears_pending_before_it_is_played(settings: Settin
     assert log.client.smembers(keys.maps(shard_of("match.m1.0", SHARDS), "m1")) == {b"series", b"0"}
 
 
+@pytest.mark.parametrize("first", ["player_death", "map_result"])
+async def test_a_series_is_listed_whatever_came_first(settings: Settings, log: LogWriter, first: str) -> None:
+    log.event("m1", "1", first, {"team1": {"series_score": 1, "score": 13}, "team2": {"series_score": 0, "score": 2}})
+    if first != "map_result":
+        log.event("m1", "series", "series_start", {"num_maps": 1})
+    async with owner(settings):
+        await wait_until(lambda: bool(state(log, "match.m1.series")), 10, "the series has a state")
+    assert log.client.smembers(keys.maps(shard_of("match.m1.1", SHARDS), "m1")) == {b"series", b"1"}
+
+
 async def test_trimming_never_passes_a_reader(settings: Settings, log: LogWriter) -> None:
     eager = msgspec.structs.replace(settings, events_retention_s=0.001, updates_retention_s=0.001)
     shard = shard_of("poll.p1", SHARDS)

@@ -10,6 +10,7 @@ from core.errors import Fatal
 from core.local import up
 from core.local.services import reachable_host, resolve_ports, stages, url
 from core.settings import Settings
+from tests.support.ports import free_port as _free_port
 
 SECRETS = {
     "ingest_key": "secret-of-ingest",
@@ -62,6 +63,14 @@ def test_taken_port_is_fatal_and_named(complete: Settings, field: str) -> None:
         port = taken.getsockname()[1]
         with pytest.raises(Fatal, match=f"ARENACAST_{field.upper()}: port {port} of 127.0.0.1 is in use"):
             resolve_ports(msgspec.structs.replace(complete, **{field: port}), print)
+
+
+def test_one_port_asked_for_twice_is_fatal_and_both_are_named(complete: Settings) -> None:
+    """Otherwise the one that came first would answer the other's readiness check."""
+    port = _free_port()
+    same = msgspec.structs.replace(complete, ingest_port=port, gateway_port=port)
+    with pytest.raises(Fatal, match="ARENACAST_INGEST_PORT and ARENACAST_GATEWAY_PORT"):
+        resolve_ports(same, print)
 
 
 def test_taken_port_for_metrics_is_replaced_and_said(complete: Settings) -> None:

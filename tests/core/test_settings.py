@@ -136,3 +136,22 @@ def test_key_files_are_for_their_owner_only(tmp_path: Path) -> None:
     assert with_secrets(settings) == first
     assert len({first.ingest_key, first.voter_secret, first.clickhouse_password}) == 3
     load(environment(first, {}))  # what is generated passes our own checks
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("REDIS_URL", "redis://:pw@127.0.0.1:notaport/0"),
+        ("REDIS_URL", "redis://127.0.0.1/abc"),
+        ("REDIS_URL", "redis://"),
+        ("REDIS_URL", "unix://"),
+        ("CLICKHOUSE_URL", "http://user:pw@host:99999/db"),
+        ("CORS_ORIGINS", "foo"),
+        ("CORS_ORIGINS", "https://a.example/path"),
+    ],
+)
+def test_a_malformed_address_is_one_line_that_names_it_and_keeps_its_password(name: str, value: str) -> None:
+    with pytest.raises(Fatal) as caught:
+        load({f"ARENACAST_{name}": value})
+    assert f"ARENACAST_{name}" in str(caught.value)
+    assert "pw" not in str(caught.value)

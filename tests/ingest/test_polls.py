@@ -149,6 +149,7 @@ async def test_times_are_kept_for_the_owner_of_the_timers(client: httpx.AsyncCli
         ({"opens_at": "soon"}, "opens_at"),
         ({"closes_at": "2036-01-01T00:00:00"}, "closes_at"),
         ({"closes_at": "1960-01-01T00:00:00Z"}, "closes_at"),
+        ({"closes_at": "2026-01-01T00:00:00Z"}, "closes_at"),  # has passed: it would be open until a timer noticed
         ({"opens_at": "9999-12-31T23:59:59-23:59"}, "opens_at"),
         ({"opens_at": "2036-01-02T00:00:00Z", "closes_at": "2036-01-01T00:00:00Z"}, "closes_at"),
         ({"opens_at": "2036-01-01T00:00:00Z", "closes_at": "2036-01-01T00:00:00Z"}, "closes_at"),
