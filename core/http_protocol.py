@@ -25,6 +25,7 @@ MESSAGE_TIMEOUT_S = 45.0
 class GuardedProtocol(HttpToolsProtocol):
     """HTTP/1.1 that hangs up on dawdlers and on heads without end. For `uvicorn.Config(http=…)`."""
 
+    head_bytes_max = HEAD_BYTES_MAX
     message_timeout_s = MESSAGE_TIMEOUT_S
 
     _deadline: asyncio.TimerHandle | None = None
@@ -51,8 +52,8 @@ class GuardedProtocol(HttpToolsProtocol):
             return
         # Counted by what arrives, not by what is parsed: the parser keeps an unfinished header to itself.
         self._head_bytes += len(data) if was_in_head else 1
-        if self._head_bytes > HEAD_BYTES_MAX and self.transport is not None and not self.transport.is_closing():
-            self._refuse(Problem(431, f"a request head has at most {HEAD_BYTES_MAX} bytes"))
+        if self._head_bytes > self.head_bytes_max and self.transport is not None and not self.transport.is_closing():
+            self._refuse(Problem(431, f"a request head has at most {self.head_bytes_max} bytes"))
 
     def on_message_begin(self) -> None:
         super().on_message_begin()

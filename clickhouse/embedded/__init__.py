@@ -5,7 +5,8 @@ What enters      HTTP on loopback as a ClickHouse server takes it: SQL in the UR
 What leaves      results in every format of the engine, streamed where the format allows it; errors with ClickHouse's
                  codes, texts and statuses, also in the middle of a stream
 
-    app          the HTTP side and the life of the process: start, bounds, orderly stop
+    app          the life of the process: start, routes, orderly stop
+    endpoint     one request from its head to its answer: credentials, body, execution, errors in the middle
     request      one HTTP request -> what is asked: who, which settings, which statement, which data
     users        who may enter
     execution    one statement on one connection, on a thread of the pool

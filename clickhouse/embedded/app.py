@@ -15,7 +15,7 @@ from starlette.routing import Route
 from clickhouse.embedded.endpoint import StatementEndpoint
 from clickhouse.embedded.engine import Engine
 from clickhouse.embedded.limits import Limits
-from clickhouse.embedded.protocol import BoundedHeadProtocol
+from clickhouse.embedded.protocol import StatementProtocol
 from clickhouse.embedded.sessions import Sessions
 from clickhouse.embedded.users import DEFAULT_USER, Users
 from clickhouse.embedded.workers import Workers
@@ -58,7 +58,7 @@ async def serve(
     app = create_app(StatementEndpoint(engine, Users({DEFAULT_USER: password}), sessions, workers, limits))
     server = http.Server(
         http.config(
-            app, host, port, http=BoundedHeadProtocol, limit_concurrency=limits.connections_max,
+            app, host, port, http=StatementProtocol, limit_concurrency=limits.connections_max,
             timeout_graceful_shutdown=int(limits.drain_s + _CANCEL_WITHIN_S) + 1,
         )
     )  # fmt: skip

@@ -1,35 +1,10 @@
-"""uvicorn's HTTP protocol with a bound on what comes before a body: neither it nor its parser has one.
+"""The HTTP protocol of all our servers with the bounds of this one."""
 
-Leans on HttpToolsProtocol calling `on_message_begin` and `on_headers_complete`, and on `send_400_response`.
-"""
-
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-
-HEAD_MAX_BYTES = 1024 * 1024
-"""Request line and headers: as much URL as a ClickHouse server takes."""
+from core.http_protocol import GuardedProtocol
 
 
-class BoundedHeadProtocol(HttpToolsProtocol):
-    """Refuses a head that does not end."""
+class StatementProtocol(GuardedProtocol):
+    """Statements and parameters may be in the URL, and bodies may be large."""
 
-    _is_in_head = True
-    _head_bytes = 0
-
-    def data_received(self, data: bytes) -> None:
-        """Count while the head is incomplete."""
-        if self._is_in_head:
-            self._head_bytes += len(data)
-            if self._head_bytes > HEAD_MAX_BYTES + len(data):  # what came with the piece before may be body
-                self.send_400_response("Request head is too long.")
-                return
-        super().data_received(data)
-
-    def on_message_begin(self) -> None:
-        """A new request."""
-        self._is_in_head, self._head_bytes = True, 0
-        super().on_message_begin()
-
-    def on_headers_complete(self) -> None:
-        """What follows is body."""
-        self._is_in_head = False
-        super().on_headers_complete()
+    head_bytes_max = 1024 * 1024  # as much as a ClickHouse server takes
+    message_timeout_s = 600.0  # in all; the endpoint bounds the time between two pieces
