@@ -14,7 +14,7 @@ There is no queue, task or timer per subscriber. Measured by `python -m loadtest
 """
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from core import logs
@@ -250,17 +250,15 @@ class Hub:
 
     def _flush(self, channel: Channel, now: float) -> None:
         items, channel.pending = channel.pending, []
-        targets = tuple(channel.live)  # a write may pause its subscriber, which takes it out of `live`
-        if not targets:
-            channel.vector = self._edges(channel)
-            return
-        frame = channel.join(channel.encode(items, channel.vector))
-        # Before writing: whoever is paused by this frame has it, and stands here.
-        channel.vector = self._edges(channel)
         channel.written_at = now
-        for subscriber in targets:
-            subscriber.sink.write(frame)
-        self._meter.delivered(channel.wire, items, len(targets))
+        # In pieces, or a flush of much at once would carry everybody far over the high-water mark.
+        for piece in _pieces(items, self._chunk_bytes) if channel.live else ():
+            frame = channel.join(channel.encode(piece, channel.vector))  # moves the vector along: whoever is paused
+            targets = tuple(channel.live)  # by this write, and thereby taken out of `live`, has it and stands there
+            for subscriber in targets:
+                subscriber.sink.write(frame)
+            self._meter.delivered(channel.wire, piece, len(targets))
+        channel.vector = self._edges(channel)
 
     def _edges(self, channel: Channel) -> Vector:
         return {shard: self.edge[shard] for shard in channel.routes}
@@ -429,3 +427,14 @@ class Hub:
             assert subscriber.vector is not None
             if shard in subscriber.vector and not holds(subscriber.vector[shard]):
                 subscriber.sink.dismiss()
+
+
+def _pieces(items: list[Item], bytes_max: int) -> Iterator[list[Item]]:
+    """Runs of items of about `bytes_max`; nearly always one."""
+    start = size = 0
+    for index, item in enumerate(items):
+        if size >= bytes_max:
+            yield items[start:index]
+            start, size = index, 0
+        size += len(item.data)
+    yield items[start:]

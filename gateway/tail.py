@@ -58,6 +58,11 @@ class Tail:
         except TimeoutError:
             raise Retry(f"shard {self._shard} cannot be read now") from None
 
+    @property
+    def is_synced(self) -> bool:
+        """Whether the log is being read, and is known to be the one that was read before."""
+        return self._is_synced.is_set()
+
     async def run(self) -> None:
         """Read until cancelled; survives whatever happens, and says so."""
         failures = 0
@@ -67,6 +72,7 @@ class Tail:
                 failures = 0
                 await self._follow()
             except Exception as error:
+                self._is_synced.clear()  # nobody joins on the word of a log that may be another one when it is back
                 failures += 1
                 LOOP_ERRORS.labels("tail").inc()
                 unexpected = None if isinstance(error, Retry) else error
@@ -80,7 +86,7 @@ class Tail:
         """
         if state.updates_id > self._seen:
             self._silent = (state.updates_id, state.last_id)  # true once that entry was published
-        elif self._is_synced.is_set():
+        elif self.is_synced:
             self._advance(state.last_id)
 
     async def _sync(self) -> None:
@@ -208,7 +214,7 @@ class Tails:
 
     async def ready(self, shards: Collection[int], timeout_s: float) -> None:
         """Have these shards read; all are in `Hub.edge` then. Raises Retry when one cannot be read now."""
-        while missing := [shard for shard in shards if shard not in self._hub.edge]:
+        while missing := [shard for shard in shards if not self[shard].is_synced]:
             await self[missing[0]].ready(timeout_s)
 
     def __getitem__(self, shard: int) -> Tail:

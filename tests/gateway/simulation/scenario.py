@@ -135,7 +135,7 @@ class _Scenario:
         world.is_down = True
         for shard in world.shards:
             shard.news.set()
-        await asyncio.sleep(self._rng.choice((0.05, 2.0)))
+        await asyncio.sleep(self._rng.choice((0.3, 2.0)))  # longer than any pause between two reads: it is noticed
         if lose is not None:
             for shard in world.shards:  # one server, one restart
                 world.restart(shard, lose)

@@ -1,0 +1,164 @@
+"""Readers who do not keep up: bounded memory, caught up when they drain, closed when they do not; others unharmed."""
+
+import asyncio
+import json
+import socket
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from core.settings import Settings
+from gateway.hub import State
+from tests.gateway.output_log import OutputLog
+from tests.gateway.readers import read, reading
+from tests.gateway.server import Gateway, Kind, running_gateway
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.redis
+
+TOPIC = "match.m1.1"
+HIGH_WATER = 64 * 1024
+
+
+@pytest.fixture
+def gateway(settings: Settings, log: OutputLog, sink: Kind) -> Iterator[Gateway]:
+    with running_gateway(settings, sink, lag_max_s=2.0, heartbeat_s=3.0) as running:
+        yield running
+
+
+class Slow:
+    """A raw SSE reader with a bounded receive buffer that reads when told to."""
+
+    def __init__(self, gateway: Gateway, cursor: str = "") -> None:
+        self.socket = socket.socket()
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32_768)
+        self.socket.connect(("127.0.0.1", gateway.port))
+        self.socket.settimeout(10)
+        path = f"/api/v1/stream?topics={TOPIC}" + (f"&cursor={cursor}" if cursor else "")
+        self.socket.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        self.events: list[int] = []
+        """Numbers of the events read so far, whole ones only."""
+        self.states: list[int] = []
+        self.last_id = ""
+        self._rest = b""
+
+    def read_some(self, size: int = 65_536) -> bool:
+        """False at the end of the stream."""
+        try:
+            part = self.socket.recv(size)
+        except ConnectionError:
+            return False
+        *blocks, self._rest = (self._rest + part).split(b"\n\n")
+        for block in blocks:
+            lines = dict(line.split(b": ", 1) for line in block.split(b"\n") if b": " in line)
+            self.last_id = lines.get(b"id", self.last_id.encode()).decode()
+            if lines.get(b"event") == b"round_end":
+                self.events.append(json.loads(lines[b"data"])["n"])
+            elif lines.get(b"event") == b"state":
+                self.states.append(json.loads(lines[b"data"])["round_no"])
+        return bool(part)
+
+
+def write(log: OutputLog, first: int, last: int, pad: int = 40_000) -> None:
+    """40 KB each: the plain sink's server leaves the kernel's buffer to grow to megabytes."""
+    for n in range(first, last):
+        state = {"round_no": n}
+        event = {"n": n, "pad": "x" * pad}
+        log.apply((TOPIC, [("round_end", False, event), ("state", True, state)], state))
+
+
+def states(gateway: Gateway) -> list[State]:
+    def look() -> list[State]:
+        hub = gateway.inside.hub
+        live = [subscriber for channel in hub._interned.values() for subscriber in channel.live]
+        return [subscriber.state for subscriber in (*live, *hub._behind, *hub._paused)]
+
+    return gateway.call(look)
+
+
+async def test_reader_that_stands_still_holds_no_more_than_the_high_water_mark_and_is_closed(
+    gateway: Gateway, log: OutputLog
+) -> None:
+    slow = Slow(gateway)
+    await wait_until(lambda: states(gateway) == [State.LIVE])
+    fast = Slow(gateway)
+    await wait_until(lambda: states(gateway) == [State.LIVE, State.LIVE])
+
+    def read_all() -> None:
+        while 299 not in fast.states:
+            assert fast.read_some()
+
+    reading_all = asyncio.create_task(asyncio.to_thread(read_all))
+    write(log, 1, 300)  # 12 MB
+    await asyncio.wait_for(reading_all, 10)
+    assert fast.events == list(range(1, 300))
+    assert State.PAUSED in states(gateway)
+    await wait_until(lambda: len(gateway.inside.wheel) == 1, 15)
+    fast.socket.close()
+    async with httpx.AsyncClient(base_url=gateway.url) as client:
+        assert 'gateway_evictions_total{reason="seconds"}' in (await client.get("/metrics")).text
+    while slow.read_some():
+        pass
+    assert slow.events == list(range(1, len(slow.events) + 1)), "what it got is in order and without a hole"
+    again = Slow(gateway, cursor=slow.last_id)
+    seen = len(slow.events)
+    while len(again.events) < 299 - seen:
+        assert again.read_some()
+    assert [*slow.events, *again.events] == list(range(1, 300)), "its cursor was good"
+    again.socket.close()
+
+
+async def test_reader_that_drains_is_caught_up_with_events_whole_and_states_conflated(
+    gateway: Gateway, log: OutputLog
+) -> None:
+    slow = Slow(gateway)
+    await wait_until(lambda: states(gateway) == [State.LIVE])
+    write(log, 1, 200)
+    await wait_until(lambda: states(gateway) == [State.PAUSED])
+    write(log, 200, 300, pad=100)
+    while 299 not in slow.states:
+        assert slow.read_some()
+        await asyncio.sleep(0)
+    assert slow.events == list(range(1, 300))
+    assert len(slow.states) < 250
+    assert slow.states == sorted(set(slow.states))
+    await wait_until(lambda: states(gateway) == [State.LIVE])
+    slow.socket.close()
+    await wait_until(lambda: not states(gateway))
+
+
+async def test_ten_readers_at_one_byte_a_second_do_not_grow_memory(settings: Settings, log: OutputLog) -> None:
+    with running_gateway(settings, lag_max_s=60.0) as gateway:
+        slow = [Slow(gateway) for _ in range(10)]
+        await wait_until(lambda: len(states(gateway)) == 10)
+        write(log, 1, 100)
+        await wait_until(lambda: states(gateway) == [State.PAUSED] * 10)
+
+        def unsent() -> list[int]:
+            return [connection.transport.get_write_buffer_size() for connection in gateway.inside.wheel]  # type: ignore[attr-defined]
+
+        before = gateway.call(unsent)
+        for _ in range(5):
+            for one in slow:
+                one.read_some(1)
+        write(log, 100, 200)
+        async with reading(gateway, "sse", TOPIC) as fast:
+            await read(fast, 2)
+            log.event("m1", "1", 1)
+            await read(fast, 3)
+        after = [size for size in gateway.call(unsent) if size]
+        assert max(before) <= 2 * HIGH_WATER + 41_000
+        assert max(after) <= 2 * HIGH_WATER + 41_000
+        for one in slow:
+            one.socket.close()
+
+
+async def test_vanished_peer_is_noticed(gateway: Gateway, log: OutputLog) -> None:
+    slow = Slow(gateway)
+    await wait_until(lambda: states(gateway) == [State.LIVE])
+    slow.socket.close()  # with unread data: a reset
+    write(log, 1, 20)
+    await wait_until(lambda: len(gateway.inside.wheel) == 0)
+    assert states(gateway) == []
+    await wait_until(lambda: not gateway.inside.hub._interned)
