@@ -279,7 +279,8 @@ def test_session_ends(http: httpx.Client) -> None:
 def test_session_serves_one_request_at_a_time(http: httpx.Client) -> None:
     session = {"session_id": secrets.token_hex(8)}
     with http.stream("POST", "/", params=session, content="SELECT number FROM system.numbers") as answer:
-        next(answer.iter_raw())
+        pieces = answer.iter_raw()  # kept, because the end of the iterator would close the connection
+        next(pieces)
         refused(http.post("/", params=session, content="SELECT 1"), 373, 500)
 
 
