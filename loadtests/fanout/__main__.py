@@ -74,35 +74,51 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
         "machine": versions.machine(),
     }
     print(found["command"], *(f"{name} {value}" for name, value in found["machine"].items()), sep=" · ", flush=True)
-    with _stand(options.only) as (stand, servers):
+    with _stand() as (stand, ground), ExitStack() as stack:
+        names = [name for name in options.only if _is_here(name)]
+        found["memory"] = _memory(stand, ground, names, work) if not options.point else []
+        servers = [stack.enter_context(peers.running(name, ground)) for name in names]
         bench = Bench(stand, servers, work)
-        found["memory"] = bench.memory() if not options.point else []
         found["rows"] = bench.rows()
         found["rounds"] = bench.rounds
         found["highest_rate"] = bench.search() if work.has_search else {}
     return found
 
 
+def _is_here(name: Name) -> bool:
+    why = peers.missing(name)
+    if why:
+        print(f"skipped {name}: {why}", flush=True)
+    return not why
+
+
 @contextmanager
-def _stand(names: Sequence[Name]) -> Iterator[tuple[Stand, list[Peer]]]:
-    """All servers that are here, running."""
+def _stand() -> Iterator[tuple[Stand, Ground]]:
+    """The client's program and a real Valkey, before any server."""
     where = placement()
     descriptors = raise_descriptor_limit(DESCRIPTORS)
-    with tempfile.TemporaryDirectory(prefix="arenacast-fanout-") as directory, ExitStack() as stack:
+    with tempfile.TemporaryDirectory(prefix="arenacast-fanout-") as directory:
         home = Path(directory)
         client, floor = compiled("client", home), compiled("floor", home)
         settings = Settings(data_dir=home / "log", shards=peers.SHARDS)
         os.sched_setaffinity(0, {where.client_core})  # us, the publisher and Redis: beside the client
-        stack.enter_context(embedded_redis(settings))
-        redis_pid = next(p.pid for p in psutil.Process().children() if "valkey" in p.name() or "redis" in p.name())
-        ground = Ground(home, floor, settings.redis_socket, where, descriptors)
-        servers = []
-        for name in names:
-            if why := peers.missing(name):
-                print(f"skipped {name}: {why}", flush=True)
-            else:
-                servers.append(stack.enter_context(peers.running(name, ground)))
-        yield Stand(client, redis_pid, where), servers
+        with embedded_redis(settings):
+            (redis,) = psutil.Process().children()
+            yield Stand(client, redis.pid, where), Ground(home, floor, settings.redis_socket, where, descriptors)
+
+
+def _memory(stand: Stand, ground: Ground, names: Sequence[Name], work: Plan) -> list[dict[str, Any]]:
+    """Per idle subscriber, in a fresh server each time: one that had many before has memory left from them."""
+    per: dict[tuple[str, str], Memory] = {}
+    for name in names:
+        for transport in dict.fromkeys(point.transport for point in work.headlines):
+            with peers.running(name, ground) as peer:
+                per[name, transport] = stand.idle_memory(peer, transport, work.idle_subscribers)
+    print(f"\n{table.memory_block(per, work.idle_subscribers)}", flush=True)
+    return [
+        {"server": name, "transport": transport, "subscribers": work.idle_subscribers, "bytes": memory}
+        for (name, transport), memory in per.items()
+    ]
 
 
 class Bench:
@@ -114,19 +130,6 @@ class Bench:
         self._work = work
         self._costs: dict[str, dict[Point, float]] = {peer.name: {} for peer in servers}
         self.rounds: list[dict[str, Measured]] = []
-
-    def memory(self) -> list[dict[str, Any]]:
-        """Per idle subscriber; first, while every server is fresh."""
-        per: dict[tuple[str, str], Memory] = {}
-        count = self._work.idle_subscribers
-        for peer in self._servers:
-            for transport in dict.fromkeys(point.transport for point in self._work.headlines):
-                per[peer.name, transport] = self._stand.idle_memory(peer, transport, count)
-        print(f"\n{table.memory_block(per, count)}", flush=True)
-        return [
-            {"server": peer, "transport": transport, "subscribers": count, "bytes": memory}
-            for (peer, transport), memory in per.items()
-        ]
 
     def rows(self) -> list[Row]:
         """Every load of the plan, the servers taking turns at each."""

@@ -128,7 +128,7 @@ def _starlette(ground: Ground, port: int) -> Iterator[Peer]:
 @contextmanager
 def _nchan(ground: Ground, port: int) -> Iterator[Peer]:
     directory = ground.directory / "nchan"
-    directory.mkdir()
+    directory.mkdir(exist_ok=True)
     (directory / "nginx.conf").write_text(_nginx_config(directory, port, ground.descriptors))
     command = [str(NGINX), "-p", str(directory), "-c", "nginx.conf", "-e", str(directory / "error.log")]
     with _process("nchan", command, ground, port) as pid:

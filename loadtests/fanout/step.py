@@ -64,7 +64,9 @@ class Stand:
 
     def idle_memory(self, peer: Peer, transport: Transport, count: int) -> Memory:
         """Bytes per idle subscriber."""
-        before = usage.memory(peer.pid)
+        with self._subscribers(peer, Point(transport, 1, 0)):
+            time.sleep(IDLE_S)  # what the first one needs is not per subscriber
+            before = usage.memory(peer.pid)
         with self._subscribers(peer, Point(transport, count, 0)):
             time.sleep(IDLE_S)
             return usage.memory(peer.pid).per(before, count)

@@ -40,6 +40,11 @@ class Measured(Struct):
         return self.cpu_s / self.delivered * 1e6 if self.delivered else 0.0
 
     @property
+    def per_read(self) -> float:
+        """Messages that arrived together, on average: what batching there was, by intent or by lateness."""
+        return self.delivered / self.reads if self.reads else 0.0
+
+    @property
     def server_busy(self) -> float:
         """Share of its core that the server used."""
         return self.cpu_s / self.seconds
@@ -73,6 +78,7 @@ class Row(Struct, frozen=True):
     p99_ms: float
     p999_ms: float
     delivered: float
+    per_read: float
     server_busy: float
     others_busy: float
     disordered: int
@@ -97,6 +103,7 @@ def rows(rounds: Sequence[dict[str, Measured]]) -> list[Row]:
                 p99_ms=median(each.p99_ms for each in own),
                 p999_ms=median(each.p999_ms for each in own),
                 delivered=median(each.delivered / each.expected if each.expected else 0.0 for each in own),
+                per_read=median(each.per_read for each in own),
                 server_busy=median(each.server_busy for each in own),
                 others_busy=median(each.others_busy for each in own),
                 disordered=sum(each.disordered for each in own),

@@ -15,7 +15,7 @@ NAMES = {
 
 _HEADER = (
     f"{'server':<20}{'us/delivery':>12}{'vs C':>8}{'vs nchan':>10}{'p50 ms':>9}{'p99 ms':>9}{'p99.9 ms':>10}"
-    f"{'core':>7}{'arrived':>9}  notes"
+    f"{'core':>7}{'arrived':>9}{'per read':>10}  notes"
 )
 
 
@@ -33,7 +33,7 @@ def block(rows: Sequence[Row]) -> str:
     for row in rows:
         lines.append(
             f"{NAMES[row.peer]:<20}{row.cost_us:>12.2f}{_ratio(row.vs_floor):>8}{_ratio(row.vs_nchan):>10}"
-            f"{row.p50_ms:>9.2f}{row.p99_ms:>9.2f}{row.p999_ms:>10.2f}{row.server_busy:>7.0%}{row.delivered:>9.1%}"
+            f"{row.p50_ms:>9.2f}{row.p99_ms:>9.2f}{row.p999_ms:>10.2f}{row.server_busy:>7.0%}{row.delivered:>9.1%}{row.per_read:>10.2f}"
             f"  {notes(row)}".rstrip()
         )
     return "\n".join(lines)

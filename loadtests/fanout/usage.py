@@ -47,7 +47,7 @@ def machine_busy_s() -> float:
 
 
 class Memory(Struct, frozen=True):
-    """In bytes. `slab` and `tcp` are the whole machine's: both ends of every loopback connection."""
+    """In bytes. `slab` and `tcp` are the whole machine's: both ends of every connection, and neighbours' noise."""
 
     rss: int
     pss: int
@@ -68,9 +68,18 @@ def memory(pid: int) -> Memory:
     return Memory(
         rss=_kilobytes(rollup, "Rss"),
         pss=_kilobytes(rollup, "Pss"),
-        slab=_kilobytes(Path("/proc/meminfo").read_text(), "Slab"),
+        slab=_slab(),
         tcp=int(pages[1]) * os.sysconf("SC_PAGE_SIZE") if pages else 0,
     )
+
+
+def _slab() -> int:
+    """Objects in use, without what the kernel keeps for the next ones; 0 where only root may know."""
+    try:
+        lines = Path("/proc/slabinfo").read_text().splitlines()[2:]
+    except OSError:
+        return 0
+    return sum(int(active) * int(size) for _, active, _, size, *_ in map(str.split, lines))
 
 
 def _kilobytes(text: str, name: str) -> int:
