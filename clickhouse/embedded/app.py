@@ -68,6 +68,7 @@ async def serve(
     logs.get().info("listening", host=address[0], port=address[1], engine=engine.version, data=str(data_dir))
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    logs.get().info("stopping", statements=workers.busy)
     server.should_exit = True
     stopping.cancel()
     expiring.cancel()
@@ -79,6 +80,7 @@ async def serve(
     workers.close()
     sessions.close()
     engine.close()
+    logs.get().info("stopped")
     try:
         await serving
     except OSError as error:  # somebody listened between our bind and our listen
