@@ -35,7 +35,7 @@ class Connection(asyncio.Protocol):
         sock = cast(socket.socket, transport.get_extra_info("socket"))
         if transport.get_extra_info("sslcontext") is None:
             self._fd = sock.fileno()
-        tune(sock)
+        tune(sock, self._service.settings.lag_max_s)
         self.transport.set_write_buffer_limits(high=self._service.high_water, low=self._service.high_water // 4)
 
     @property

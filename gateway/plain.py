@@ -5,7 +5,11 @@ task sends it on and waits for the client as the server makes it wait. Above the
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+
+from starlette.responses import StreamingResponse
+from starlette.types import Send
 
 from gateway.frames import Wire
 from gateway.hub import Subscriber
@@ -78,7 +82,7 @@ class Outbox:
         for subscriber in tuple(self.subscribers):
             self._service.hub.beat(subscriber, now)
 
-    async def parts(self) -> AsyncIterator[list[bytes]]:
+    async def parts(self) -> AsyncGenerator[list[bytes]]:
         """What was written, in order, until `close`. Asking for more means that the last parts were sent."""
         while True:
             await self._news.wait()
@@ -96,14 +100,29 @@ class Outbox:
                 return
 
 
-async def event_stream(service: Service, joining: Joining) -> AsyncIterator[bytes]:
-    """Body of a streaming response for one reader; takes the joining over."""
-    wire = joining.channel.wire
-    outbox = Outbox(service, wire)
-    outbox.open()
-    try:
-        outbox.subscribers.append(service.start(joining, outbox, welcome(wire)))
-        async for parts in outbox.parts():
-            yield b"".join(parts)
-    finally:
-        outbox.lost()
+class EventStreamResponse(StreamingResponse):
+    """One reader on a streaming response; takes the joining over."""
+
+    def __init__(self, service: Service, joining: Joining, headers: Mapping[str, str]) -> None:
+        super().__init__((), headers=headers)
+        self._service = service
+        self._joining = joining
+
+    async def stream_response(self, send: Send) -> None:
+        """Send until the hub closes, the client leaves or the server fails; in every case the reader is forgotten."""
+        try:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        except BaseException:
+            self._service.abandon(self._joining)
+            raise
+        wire = self._joining.channel.wire
+        outbox = Outbox(self._service, wire)
+        outbox.open()
+        try:
+            outbox.subscribers.append(self._service.start(self._joining, outbox, welcome(wire)))
+            async with aclosing(outbox.parts()) as written:
+                async for parts in written:
+                    await send({"type": "http.response.body", "body": b"".join(parts), "more_body": True})
+        finally:
+            outbox.lost()
+        await send({"type": "http.response.body", "body": b"", "more_body": False})

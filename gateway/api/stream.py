@@ -5,7 +5,7 @@ topics: 400). When the gateway cannot serve now, the answer is 200, a jittered `
 """
 
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
@@ -14,7 +14,7 @@ from core.errors import Retry
 from core.problem import Problem
 from gateway.event_stream import HEADERS, EventStream
 from gateway.frames import Wire
-from gateway.plain import event_stream
+from gateway.plain import EventStreamResponse
 from gateway.service import Service, retry_ms
 from gateway.subscription import Subscription, split, subscription
 from gateway.takeover import takeover_of
@@ -65,6 +65,6 @@ def routes(service: Service) -> list[Route]:
         added = request.scope["state"]["headers"]
         if takeover is not None and takeover(EventStream(service, joining, added)):
             return Taken()
-        return StreamingResponse(event_stream(service, joining), headers=headers)
+        return EventStreamResponse(service, joining, headers)
 
     return [Route("/api/v1/stream", stream)]
