@@ -71,8 +71,9 @@ class Engine:
         the one this was made for.
         """
         self._path = data_dir.absolute()
-        if "?" in f"{self._path}{_HERE}":
-            raise Fatal(f"the engine cannot open a path with a question mark in it: {self._path}")
+        for path in (self._path, _HERE):
+            if any(character in str(path) for character in "?&"):  # they separate the arguments of a connect string
+                raise Fatal(f"the ClickHouse engine cannot use a path with ? or & in it: {path}")
         self._prepare_directory()
         self._lock = self._take_lock()
         try:

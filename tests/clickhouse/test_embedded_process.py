@@ -51,9 +51,17 @@ def test_second_process_on_a_directory_is_told_whose_it_is(server: ClickHouseSer
     assert server.query("SELECT 1") == "1\n"
 
 
-def test_taken_port_and_missing_password_are_one_line(server: ClickHouseServer, tmp_path: Path) -> None:
+def test_taken_port_missing_password_and_bad_path_are_one_line(server: ClickHouseServer, tmp_path: Path) -> None:
     assert f"127.0.0.1:{server.port}" in fails(ClickHouseServer(tmp_path / "other", server.port, "x"))
     assert "ARENACAST_CLICKHOUSE_PASSWORD" in fails(ClickHouseServer(tmp_path / "third", free_port(), ""))
+    assert "? or &" in fails(ClickHouseServer(tmp_path / "a&b", free_port(), "x"))
+
+
+def test_other_characters_of_a_path_are_no_matter(tmp_path: Path) -> None:
+    with running_clickhouse(tmp_path / "da ta ü%20#='\"+;") as server:
+        server.query("CREATE DATABASE d")
+        assert "BACKUP_CREATED" in server.query("BACKUP DATABASE d TO Disk('backups', 'one')")
+        assert (server.directory / "backups" / "one").exists()
 
 
 def test_data_of_a_newer_engine_is_left_alone(server: ClickHouseServer) -> None:
