@@ -34,6 +34,9 @@ _LOADS = ((1, 100), (1, 1000), (100, 100), (100, 1000), (500, 100), (500, 1000),
 CORE_SHARE_MAX = 1.6
 """A load that needs this much of the server's core by its cost at a smaller load tells nothing but that."""
 
+CROWD_MIN = 100
+"""Below this the cost per delivery is mostly the cost per message, and says nothing about more subscribers."""
+
 
 class Plan(Struct, frozen=True):
     """One run. Headlines are repeated, the servers taking turns."""
@@ -59,7 +62,11 @@ def plan(transports: list[Transport], *, is_quick: bool) -> Plan:
 def is_hopeless(point: Point, costs_us: Mapping[Point, float]) -> bool:
     """Whether a server that had these costs per delivery needs far more than one core for a point.
 
-    Compared with its cost at the same rate and transport, where batching is alike.
+    Compared with its cost for the largest crowd at the same rate and transport, where batching is alike.
     """
-    similar = [cost for seen, cost in costs_us.items() if (seen.transport, seen.rate) == (point.transport, point.rate)]
-    return bool(similar) and min(similar) * point.deliveries / 1e6 > CORE_SHARE_MAX
+    similar = {
+        seen.subscribers: cost
+        for seen, cost in costs_us.items()
+        if (seen.transport, seen.rate) == (point.transport, point.rate) and seen.subscribers >= CROWD_MIN
+    }
+    return bool(similar) and similar[max(similar)] * point.deliveries / 1e6 > CORE_SHARE_MAX

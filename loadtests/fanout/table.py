@@ -13,6 +13,9 @@ NAMES = {
     "starlette": "Starlette + queues",
 }
 
+ARRIVED_MIN = 0.97
+"""Below this a server did not keep up: for lack of CPU when it is saturated, else because others had its core."""
+
 _HEADER = (
     f"{'server':<20}{'us/delivery':>12}{'vs C':>8}{'vs nchan':>10}{'p50 ms':>9}{'p99 ms':>9}{'p99.9 ms':>10}"
     f"{'core':>7}{'arrived':>9}{'per read':>10}  notes"
@@ -44,6 +47,8 @@ def notes(row: Row) -> str:
     found = []
     if row.server_busy > 0.95:
         found.append("saturated")
+    elif row.delivered < ARRIVED_MIN:
+        found.append("STARVED: it fell behind on a core that was not its own")
     if row.is_client_bound:
         found.append("THE CLIENT IS THE BOTTLENECK")
     if row.others_busy > 0.2:

@@ -33,6 +33,7 @@ def test_a_load_is_left_out_only_when_its_cost_at_the_same_rate_is_known_to_be_f
     assert not is_hopeless(Point("sse", 500, 100), costs)
     assert not is_hopeless(Point("ws", 5000, 100), costs)
     assert not is_hopeless(Point("sse", 5000, 1000), costs)
+    assert not is_hopeless(Point("sse", 5000, 100), {Point("sse", 1, 100): 190.0})  # the cost of a message, not a write
 
 
 @pytest.mark.parametrize("limit", [250, 900, 1000, 3333, 15_999])
@@ -73,5 +74,7 @@ def test_a_row_tells_what_spoiled_it() -> None:
     spoiled = msgspec.structs.replace(measured(cpu_s=0.99), is_client_bound=True, disordered=2, lost=3, others_busy=0.5)
     (row,) = rows([{"arenacast": spoiled}])
     notes = table.notes(row)
+    (starved,) = rows([{"floor": measured("floor", arrived=0.2)}])
+    assert "STARVED" in table.notes(starved)
     for word in ("saturated", "CLIENT IS THE BOTTLENECK", "others used 50%", "2 out of order", "3 connections lost"):
         assert word in notes
