@@ -36,9 +36,10 @@ def server(tmp_path: Path) -> Iterator[ClickHouseServer]:
 
 def fails(server: ClickHouseServer) -> str:
     """The last line of a server that must not start."""
-    process = server.launch()
-    assert process.wait(FAILS_WITHIN_S) == 1
-    server.stop()
+    try:
+        assert server.launch().wait(FAILS_WITHIN_S) == 1
+    finally:
+        server.stop()
     assert "Traceback" not in server.log
     return server.log.splitlines()[-1]
 

@@ -82,6 +82,7 @@ class ClickHouseServer:
         assert self._process is None, "the server is already running"
         environ = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
         environ[f"{PREFIX}CLICKHOUSE_PASSWORD"] = self.password
+        environ[f"{PREFIX}DATA_DIR"] = str(self.directory.parent)  # no key of an installation where the tests run
         self._log.parent.mkdir(parents=True, exist_ok=True)
         with self._log.open("ab") as output:
             self._process = subprocess.Popen(
