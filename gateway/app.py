@@ -18,7 +18,7 @@ from core.errors import Fatal, Retry
 from core.problem import HANDLERS
 from core.redis_client import Redis, call, connect, identify
 from core.settings import Settings
-from gateway.api import history, site, state, stream, updates, ws
+from gateway.api import contract, history, site, state, stream, updates, ws
 from gateway.listing import Listing
 from gateway.policy import Policy
 from gateway.service import Service
@@ -45,6 +45,7 @@ def make_app(service: Service, client: Redis, clickhouse: ClickHouse) -> Any:
         *state.routes(service, Listing(client, service.shards)),
         *history.routes(clickhouse),
         *http.operations({"redis": _redis_check(service, client), "clickhouse": _clickhouse_check(clickhouse)}),
+        *contract.routes(service.settings),
         *site.routes(),
     ]
     return Policy(Starlette(routes=routes, exception_handlers=HANDLERS), service.settings.cors_origins)

@@ -73,6 +73,7 @@ class TakeoverProtocol(GuardedProtocol):
         if cycle.disconnected or cycle.response_started or cycle.more_body or self.transport.is_closing():
             return False
         cycle.disconnected = True
+        cycle.scope.pop("extensions", None)  # it refers to the cycle, and the cycle to it
         self.pipeline.clear()
         self.connections.discard(self)
         self._unset_keepalive_if_required()
