@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from core.events import Id, Instant, PollDefinition, Voting
 from gateway.resume import Verdict
@@ -114,11 +114,21 @@ class MapState(Struct):
     received_ms: ReceivedMs
 
 
-class Map(MapState):
-    """Hot state of one map with its newest prediction. The map `series` is the match around its maps."""
+class PickedMap(Struct):
+    """A map that was picked for the series."""
 
-    prediction: Prediction | None = None
-    cursor: Cursor = ""
+    map_id: Id
+    map_name: str
+
+
+class Map(MapState, kw_only=True):
+    """Hot state of one map with its newest prediction. The map `series` is the match around its maps: its scores are
+    maps won, and it alone has `num_maps` and `maps`."""
+
+    prediction: Prediction | None
+    cursor: Cursor
+    num_maps: int | None = None
+    maps: list[PickedMap] = []
 
 
 class Match(Struct):
@@ -168,9 +178,9 @@ class Message(Struct):
     """One message, the same on every transport. WebSocket text messages hold one or more, separated by newlines."""
 
     event: Annotated[str, Meta(description="The kind: `snapshot`, `tally`, `round_end`, …")]
-    topic: Topic
-    id: Cursor
     data: dict[str, Any]
+    topic: Annotated[Topic | UnsetType, Meta(description="Absent for welcome, heartbeat and bye.")] = UNSET
+    id: Annotated[Cursor | UnsetType, Meta(description="Absent for welcome and bye.")] = UNSET
 
 
 class Updates(Struct):

@@ -1,5 +1,6 @@
 """OpenAPI 3.1 of the gateway and, with its own server URL, of the write side."""
 
+import re
 from typing import Any
 
 from core.names import TOPICS_MAX
@@ -30,7 +31,7 @@ def document(settings: Settings) -> Json:
             "The messages of the streams are described in /asyncapi.json.",
         },
         "servers": [{"url": "/", "description": "gateway, the read side"}],
-        "paths": {**_live(), **_state(), **_history(), **_operations(), **_merge(_write(settings))},
+        "paths": _named({**_live(), **_state(), **_history(), **_operations(), **_merge(_write(settings))}),
         "components": {
             "schemas": components("#/components/schemas/{name}"),
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer", "description": "ARENACAST_INGEST_KEY"}},
@@ -123,12 +124,12 @@ def _write(settings: Settings) -> Json:
     changed = {"200": _answer("PollChanged", "Changed, or equal to what it was.")}
     created = {"201": _answer("PollChanged", "Created.")}
     stored = {"202": _answer("Accepted", "In the log.")}
-    refusals = (400, 413, 415, 422, 429)
+    refusals = (400, 408, 413, 415, 422, 429)
     calls = [
         ("put", "/api/v1/polls/{poll_id}", "Create or change a poll", changed | created, [poll],
-         _body("PollDefinition", is_list=False), (400, 409, 413, 415, 422)),
+         _body("PollDefinition", is_list=False), (400, 408, 409, 413, 415, 422, 429)),
         ("post", "/api/v1/polls/{poll_id}/close", "Close a poll; closing twice is fine",
-         {"200": _answer("PollChanged", "Closed.")}, [poll], None, (404,)),
+         {"200": _answer("PollChanged", "Closed.")}, [poll], None, (404, 429)),
         ("post", "/api/v1/votes", "Votes: one, an array, or NDJSON", stored, [], _body("Vote"), (404, *refusals)),
         ("post", "/api/v1/events", "Match events: one, an array, or NDJSON", stored, [], _body("MatchEvent"), refusals),
         ("post", "/hooks/matchzy/{server}", "An event as MatchZy or Get5 sends it",
@@ -151,6 +152,15 @@ def _merge(paths: Json) -> Json:
 
 
 # -- building blocks
+
+
+def _named(paths: Json) -> Json:
+    """Every operation with an id, for generated clients: `put_polls_poll_id`."""
+    for path, methods in paths.items():
+        words = re.findall(r"[A-Za-z0-9_]+", path.removeprefix("/api/v1"))
+        for method, operation in methods.items():
+            operation["operationId"] = "_".join((method, *words))
+    return paths
 
 
 def _get(tag: str, summary: str, answers: Json, parameters: list[Json] | None = None, *problems: int) -> Json:

@@ -138,3 +138,21 @@ async def test_real_messages_are_as_described(gateway: Gateway, log: OutputLog) 
                 return (await client.get(path)).json()  # noqa: B023
 
             validate(await wait_until(answers), name)
+
+
+def test_every_operation_has_an_id_of_its_own() -> None:
+    paths = openapi.document(Settings())["paths"]
+    ids = [operation["operationId"] for methods in paths.values() for operation in methods.values()]
+    assert len(ids) == len(set(ids))
+
+
+def test_a_reserved_type_and_a_definition_without_its_id_are_described_as_ingest_takes_them() -> None:
+    event = {"event_id": "e", "match_id": "m", "map_id": "1", "type": "round_end"}
+    validate(event, "MatchEvent")
+    with pytest.raises(jsonschema.ValidationError):
+        validate(event | {"type": "tally"}, "MatchEvent")
+    validate({"title": "t", "options": [{"id": "a", "label": "A"}]}, "PollDefinition")
+
+
+def test_kinds_are_found_by_their_own_names() -> None:
+    assert documents()["tally"] == documents()["Tally"]
