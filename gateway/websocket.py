@@ -29,6 +29,8 @@ PATH = "/api/v1/ws"
 UNSENT_FACTOR = 4
 """Answers to requests and pings are written even to a reader who lags; at this many high-water marks it is closed."""
 
+_DATA = (Opcode.TEXT, Opcode.BINARY, Opcode.CONT)
+
 _quiet = logging.getLogger("arenacast.websocket")
 _quiet.setLevel(logging.CRITICAL)  # a client's protocol errors are told to the client
 
@@ -36,12 +38,17 @@ _quiet.setLevel(logging.CRITICAL)  # a client's protocol errors are told to the 
 class WebSocket(Connection, Upgraded):
     """One WebSocket client and its subscriptions."""
 
-    __slots__ = ("_beats", "_fragments", "_is_closed", "_parser", "_requests", "_session", "_task", "subscribers")
+    __slots__ = (
+        "_beats", "_fragments", "_is_closed", "_is_within", "_parser", "_requests", "_session", "_task", "_unparsed",
+        "subscribers",
+    )  # fmt: skip
 
     def __init__(self, service: Service) -> None:
         super().__init__(service)
         self.subscribers: list[Subscriber] = []
-        self._parser = ServerProtocol(state=ProtocolState.OPEN, max_size=session.MESSAGE_BYTES_MAX, logger=_quiet)
+        self._parser: ServerProtocol | None = None  # only while there is something to parse: it weighs 2 KB
+        self._unparsed = 0  # bytes given to the parser that are not part of a whole frame yet
+        self._is_within = False  # between the fragments of a message
         self._session = Session(service, self, "ws")
         self._fragments: list[bytes] = []
         self._requests: list[bytes] = []
@@ -111,9 +118,16 @@ class WebSocket(Connection, Upgraded):
 
     def data_received(self, data: bytes) -> None:
         parser = self._parser
+        if parser is None:
+            parser = ServerProtocol(state=ProtocolState.OPEN, max_size=session.MESSAGE_BYTES_MAX, logger=_quiet)
+            self._parser = parser
         parser.receive_data(data)
+        self._unparsed += len(data)
         for event in parser.events_received():
             assert isinstance(event, Frame), "the handshake is over"
+            self._unparsed -= _wire_size(event)
+            if event.opcode in _DATA:
+                self._is_within = not event.fin
             self._take(event)
         for answer in parser.data_to_send():  # pongs, an echoed close frame, and b"" for the end
             if answer:
@@ -121,6 +135,8 @@ class WebSocket(Connection, Upgraded):
             else:
                 self._is_closed = True
                 self.hang_up()
+        if not (self._unparsed or self._is_within) and parser.state is ProtocolState.OPEN:
+            self._parser = None
         if self.transport.get_write_buffer_size() > UNSENT_FACTOR * self._service.high_water:
             self._service.meter.evicted("bytes")
             self.transport.abort()
@@ -186,6 +202,12 @@ class WebSocket(Connection, Upgraded):
     async def _work(self) -> None:
         while self._requests and not self.is_closing:
             await self._session.handle(self._requests.pop(0))
+
+
+def _wire_size(frame: Frame) -> int:
+    """Bytes of a client's frame. At least: one that encodes its length wastefully keeps its parser, no more."""
+    size = len(frame.data)
+    return 6 + size + (0 if size < 126 else 2 if size < 65_536 else 8)
 
 
 def _select_subprotocol(_parser: ServerProtocol, offered: Sequence[Subprotocol]) -> Subprotocol | None:

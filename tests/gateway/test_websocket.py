@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import websockets.asyncio.client
 from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.protocol import CLIENT, Protocol
 from websockets.typing import Origin
 
 from core.settings import Settings
@@ -288,3 +289,35 @@ async def test_sixty_four_topics_with_the_longest_names_fit_into_the_url(setting
                 snapshots = await read(reader, 64)
             async with reading(gateway, transport, topics, cursor=snapshots[-1]["id"]) as reader:
                 assert set(verdicts(await reader.next()).values()) == {"complete"}
+
+
+@pytest.mark.parametrize("piece", [1, 2, 5, 7, 1000])
+async def test_requests_cut_anywhere_are_understood_and_leave_no_parser_behind(
+    settings: Settings, log: OutputLog, piece: int
+) -> None:
+    """A parser exists only while there is something to parse; it must not go in the middle of a frame."""
+    client = Protocol(CLIENT)
+    for ref in range(3):
+        text = json.dumps({"op": "subscribe", "topics": ["poll.p1"], "ref": ref}).encode()
+        client.send_text(text[:9], fin=False)
+        client.send_ping(b"between")
+        client.send_continuation(text[9:], fin=True)
+    data = b"".join(client.data_to_send())
+    with running_gateway(settings) as gateway:
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        writer.write(_handshake("/api/v1/ws"))
+        await reader.readuntil(b"\r\n\r\n")
+        (connection,) = gateway.inside.wheel
+        for start in range(0, len(data), piece):
+            writer.write(data[start : start + piece])
+            await writer.drain()
+            if piece < 10:
+                await asyncio.sleep(0)
+        seen = b""
+        async with asyncio.timeout(10):
+            while b'"ref":2' not in seen or seen.count(b"between") < 3:
+                seen += await reader.read(65_536)
+        assert seen.count(b'"event":"subscribed"') == 3
+        await wait_until(lambda: gateway.call(lambda: connection._parser is None))  # type: ignore[attr-defined]
+        writer.close()
