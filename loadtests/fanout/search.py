@@ -11,6 +11,9 @@ P99_MAX_MS = 100.0
 DELIVERED_MIN = 0.97
 """Of what was published in a window; the edges of the window account for a little."""
 
+SATURATED = 0.9
+"""A server that fails below this share of its core was not given the rest."""
+
 
 def keeps_up(measured: Measured) -> bool:
     """p99 within bounds and nothing piling up."""
@@ -33,4 +36,10 @@ def _try(probe: Callable[[int], Measured], rate: int, good: int, bad: int, why: 
     measured = probe(rate)
     if keeps_up(measured):
         return rate, bad, why
-    return good, rate, "the measuring client" if measured.is_client_bound else "the server"
+    return good, rate, _limit(measured)
+
+
+def _limit(measured: Measured) -> str:
+    if measured.is_client_bound:
+        return "the measuring client"
+    return "the server" if measured.server_busy > SATURATED else "not the server: others had its core"

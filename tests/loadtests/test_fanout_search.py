@@ -38,14 +38,15 @@ def test_a_load_is_left_out_only_when_its_cost_at_the_same_rate_is_known_to_be_f
 
 @pytest.mark.parametrize("limit", [250, 900, 1000, 3333, 15_999])
 def test_the_search_ends_within_an_eighth_to_a_quarter_below_the_limit(limit: int) -> None:
-    rate, why = highest_rate(lambda rate: measured(latency_us=100 if rate <= limit else 2000))
+    rate, why = highest_rate(lambda rate: measured(cpu_s=0.99, latency_us=100 if rate <= limit else 2000))
     assert limit * 0.74 <= rate <= limit
     assert why == "the server"
 
 
 def test_the_search_says_when_nothing_stopped_it_and_when_nothing_worked() -> None:
     assert highest_rate(lambda rate: measured()) == (CEILING, "the end of the search")
-    assert highest_rate(lambda rate: measured(arrived=0.5)) == (0, "the server")
+    assert highest_rate(lambda rate: measured(cpu_s=0.99, arrived=0.5)) == (0, "the server")
+    assert highest_rate(lambda rate: measured(arrived=0.5)) == (0, "not the server: others had its core")
 
 
 def test_the_search_does_not_blame_the_server_for_the_client() -> None:
