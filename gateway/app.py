@@ -25,15 +25,12 @@ from gateway.service import Service
 from gateway.source import RedisSource
 from gateway.takeover import TakeoverProtocol
 from gateway.websocket import WebSocket
-from gateway.workers import run_workers
+from gateway.workers import BACKLOG, run_workers
 
 REDIS_CONNECTIONS_EXTRA = 16
 """Connections to Redis beside one blocking read per shard."""
 
 SHARDS_MAX = 64
-
-BACKLOG = 4096
-"""Connections waiting to be accepted: a crowd comes back at once after a gateway died."""
 
 
 def make_app(service: Service, client: Redis, clickhouse: ClickHouse) -> Any:
@@ -113,8 +110,9 @@ async def serve_readers(
         if stopping not in done:
             (clock if clock in done else serving).result()  # neither ends by itself: this raises why it did
             raise Fatal("the server ended by itself")
-        for accepting in server.servers:  # stop accepting
+        for accepting in server.servers:  # stop accepting; the socket itself too, or the kernel goes on queueing
             accepting.close()
+        listener.close()
         await service.drain()  # ask to reconnect elsewhere
         server.should_exit = True  # let requests under way finish, with uvicorn's own bound
         await serving

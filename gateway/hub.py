@@ -14,6 +14,7 @@ There is no queue, task or timer per subscriber. Measured by `python -m loadtest
 """
 
 import enum
+import logging
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
@@ -104,7 +105,8 @@ class Hub:
         self._quiet_s = heartbeat_s / 3  # with a beat every 2/3, nobody is left alone for longer than heartbeat_s
         self._meter = meter
         self._on_cold = on_cold
-        self._log = logs.get()
+        self._log = logs.get().bind()
+        self._is_tracing = self._log.is_enabled_for(logging.DEBUG)
         self.rings = [Ring(ring_bytes) for _ in range(shards)]
         self.edge: Vector = {}
         """Shard -> everything up to here was published. Only shards that are being read are in it."""
@@ -258,7 +260,17 @@ class Hub:
             for subscriber in targets:
                 subscriber.sink.write(frame)
             self._meter.delivered(channel.wire, piece, len(targets))
+            if self._is_tracing:
+                self._trace(piece, len(targets))
         channel.vector = self._edges(channel)
+
+    def _trace(self, items: list[Item], sockets: int) -> None:
+        """The last line of an event's way from ingest to the sockets; its correlation id ties the lines together."""
+        for item in items:
+            self._log.debug(
+                "pushed", topic=item.topic, kind=item.kind, position=item.position, correlation=item.correlation,
+                sockets=sockets,
+            )  # fmt: skip
 
     def _edges(self, channel: Channel) -> Vector:
         return {shard: self.edge[shard] for shard in channel.routes}

@@ -88,6 +88,8 @@ class Service:
         self.wheel = Wheel(settings.heartbeat_s * 2 / 3)
         self.is_draining = False
         self._flush_timer: asyncio.TimerHandle | None = None
+        self._turned_away = 0
+        self._told_at = float("-inf")
         self._log = logs.get()
 
     # -- readers
@@ -133,6 +135,15 @@ class Service:
         subscriber = hub.add(channel, sink, reached, self._loop.time())
         self._loop.call_soon(self.flush_soon)  # not before the sink knows its subscriber
         return subscriber
+
+    def turned_away(self, error: Exception) -> None:
+        """A reader was asked to come back later: counted, and told to the log once a second however many there are."""
+        LOOP_ERRORS.labels("join").inc()
+        self._turned_away += 1
+        now = self._loop.time()
+        if now - self._told_at >= TICK_S:
+            self._log.warning("readers sent away", count=self._turned_away, error=str(error))
+            self._turned_away, self._told_at = 0, now
 
     def narrow(self, subscriber: Subscriber, rest: Subscription) -> Subscriber:
         """A new reader of only some of a reader's topics, from the same position. The old one is left to the caller."""

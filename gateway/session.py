@@ -12,7 +12,6 @@ from typing import Any, Protocol
 import msgspec
 from msgspec import Struct
 
-from core import logs
 from core.errors import Retry
 from core.names import TOPICS_MAX
 from core.problem import Problem
@@ -83,7 +82,7 @@ class Session:
             self._refuse(problem, None)
             carrier.close(BAD_REQUEST, problem.detail)
         except Retry as error:
-            logs.get().warning("reader sent away", error=str(error))
+            self._service.turned_away(error)
             carrier.close(OVERLOADED, "cannot serve you now, come back later")
 
     async def handle(self, message: bytes) -> None:
@@ -108,7 +107,7 @@ class Session:
         except Problem as problem:
             self._refuse(problem, ref)
         except Retry as error:
-            logs.get().warning("request refused", error=str(error))
+            self._service.turned_away(error)
             self._refuse(Problem(503, "cannot serve this now, repeat it"), ref)
 
     def refuse_binary(self) -> None:

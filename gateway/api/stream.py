@@ -9,7 +9,6 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from core import logs
 from core.errors import Retry
 from core.problem import Problem
 from gateway.event_stream import HEADERS, EventStream
@@ -43,7 +42,6 @@ def cursor_of(request: Request) -> str | None:
 
 def routes(service: Service) -> list[Route]:
     """The endpoint."""
-    log = logs.get()
     headers = {name.decode(): value.decode() for name, value in HEADERS if name != b"connection"}
 
     def come_back() -> Response:
@@ -59,7 +57,7 @@ def routes(service: Service) -> list[Route]:
         try:
             joining = await service.prepare(wanted, wire, cursor_of(request))
         except Retry as error:
-            log.warning("reader sent away", error=str(error))
+            service.turned_away(error)
             return come_back()
         takeover = takeover_of(request.scope)
         added = request.scope["state"]["headers"]

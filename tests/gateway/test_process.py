@@ -4,6 +4,7 @@ import asyncio
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -94,8 +95,9 @@ class Follower:
             await asyncio.sleep(0.05)
 
 
-async def test_sigterm_ends_in_order(settings: Settings, log: OutputLog) -> None:
-    with running(settings) as gateway:
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_sigterm_ends_in_order(settings: Settings, log: OutputLog, workers: int) -> None:
+    with running(settings, workers) as gateway:
         async with (
             httpx.AsyncClient(timeout=WAIT_S) as client,
             client.stream("GET", f"{gateway.url}/api/v1/stream?topics=poll.p1") as answer,
@@ -106,6 +108,8 @@ async def test_sigterm_ends_in_order(settings: Settings, log: OutputLog) -> None
             gateway.process.send_signal(signal.SIGTERM)
             rest = [line async for line in lines]
             assert "event: bye" in rest
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", settings.gateway_port), timeout=5)
         assert await asyncio.to_thread(gateway.process.wait, 15) == 0
 
 
@@ -134,13 +138,13 @@ async def test_readers_of_several_workers_miss_and_repeat_nothing_while_they_are
 ) -> None:
     with running(settings, workers=2) as gateway:
         log.tally("p1", 1)
+        workers = [pid for pid in descendants(gateway.process.pid) if _is_worker(pid)]
         followers = [Follower(gateway.url) for _ in range(6)]
         tasks = [asyncio.create_task(follower.run()) for follower in followers]
         await wait_until(lambda: all(follower.totals == [1] for follower in followers))
         total = 1
-        for _ in range(2):
-            workers = [pid for pid in descendants(gateway.process.pid) if _is_worker(pid)]
-            os.kill(workers[0], signal.SIGKILL)
+        for worker in workers:
+            os.kill(worker, signal.SIGKILL)
             for _ in range(30):
                 total += 1
                 log.tally("p1", total)
@@ -150,7 +154,7 @@ async def test_readers_of_several_workers_miss_and_repeat_nothing_while_they_are
             assert follower.totals == list(range(1, total + 1))
             assert follower.verdicts[0] == "snapshot"
             assert set(follower.verdicts[1:]) <= {"complete"}
-        assert any(len(follower.verdicts) > 1 for follower in followers), "somebody was thrown out"
+        assert all(len(follower.verdicts) > 1 for follower in followers), "everybody was thrown out once or more"
         text = (await asyncio.to_thread(httpx.get, f"{gateway.url}/metrics")).text
         # Sums over both workers, whoever answers; the dead ones' connections do not count on.
         found = re.search(r'^gateway_connections\{transport="sse"\} ([0-9.]+)$', text, re.MULTILINE)
@@ -164,6 +168,24 @@ async def test_readers_of_several_workers_miss_and_repeat_nothing_while_they_are
 def _is_worker(pid: int) -> bool:
     with open(f"/proc/{pid}/cmdline", "rb") as file:
         return b"spawn_main" in file.read()
+
+
+async def test_connections_are_spread_over_the_workers(settings: Settings, log: OutputLog) -> None:
+    with running(settings, workers=2) as gateway:
+        sockets = [socket.create_connection(("127.0.0.1", settings.gateway_port)) for _ in range(40)]
+        for one in sockets:
+            one.sendall(b"GET /api/v1/stream?topics=poll.p1 HTTP/1.1\r\nHost: x\r\n\r\n")
+            one.settimeout(10)
+            one.recv(4096)
+        workers = [pid for pid in descendants(gateway.process.pid) if _is_worker(pid)]
+        held = sorted(sum("socket:" in os.readlink(link) for link in _descriptors(pid)) for pid in workers)
+        assert held[0] > 10, held
+        for one in sockets:
+            one.close()
+
+
+def _descriptors(pid: int) -> list[str]:
+    return [f"/proc/{pid}/fd/{name}" for name in os.listdir(f"/proc/{pid}/fd")]
 
 
 async def test_workers_end_with_a_parent_that_was_killed(settings: Settings, log: OutputLog) -> None:
