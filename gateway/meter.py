@@ -42,8 +42,12 @@ class Meter:
         self._push: WeightedHistogram = STAGE.labels("push")
         self._late = [(bound * 1000, SLO_VIOLATIONS.labels(f"{bound}ms")) for bound in SLO_MS]
         self._sent: dict[tuple[str, bool], Counter] = {}
+        for verdict in ("complete", "conflated", "reset", "snapshot"):
+            RESUMES.labels(verdict)  # a series that starts at zero can be alarmed on
+        for reason in ("seconds", "bytes"):
+            EVICTIONS.labels(reason)
         for transport in set(TRANSPORTS.values()):
-            CONNECTIONS.labels(transport)  # a series that starts at zero can be alarmed on
+            CONNECTIONS.labels(transport)
             for is_state in (True, False):
                 self._sent[transport, is_state] = DELIVERIES.labels(transport, "state" if is_state else "event")
 

@@ -104,6 +104,7 @@ async def test_http_1_0_client_is_served(settings: Settings, log: OutputLog) -> 
         assert b"chunked" not in head
         assert b"event: welcome" in await asyncio.wait_for(reader.readuntil(b"\n\n"), 5)
         writer.close()
+        await writer.wait_closed()
 
 
 async def test_head_request_gets_the_head(settings: Settings, log: OutputLog) -> None:
@@ -123,4 +124,5 @@ async def test_ordinary_requests_keep_their_connection(settings: Settings, log: 
             assert b"200 OK" in await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
             await reader.readexactly(len(b'{"status":"ok"}'))
         writer.close()
+        await writer.wait_closed()
         gc.collect()

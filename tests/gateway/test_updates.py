@@ -58,10 +58,10 @@ async def test_empty_answer_after_the_wait_moves_the_cursor(gateway: Gateway, lo
         assert body["cursor"]
 
 
-@pytest.mark.parametrize("wait", ["x", "-1", "31", "nan", "inf", "1e9"])
-async def test_wait_out_of_bounds_is_a_400(gateway: Gateway, wait: str) -> None:
+async def test_wait_out_of_bounds_is_a_400(gateway: Gateway) -> None:
     async with httpx.AsyncClient(base_url=gateway.url) as client:
-        assert (await client.get(f"{URL}&wait={wait}")).status_code == 400
+        for wait in ("x", "-1", "31", "nan", "inf", "1e9"):
+            assert (await client.get(f"{URL}&wait={wait}")).status_code == 400, wait
 
 
 async def test_large_past_comes_in_pieces_each_with_its_cursor(settings: Settings, log: OutputLog) -> None:
