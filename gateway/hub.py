@@ -248,7 +248,8 @@ class Hub:
         for channel in dirty:
             self._flush(channel, now)
         for subscriber in tuple(self._behind):
-            self._serve(subscriber)
+            if subscriber.state is State.BEHIND:
+                self._serve(subscriber)
 
     def _flush(self, channel: Channel, now: float) -> None:
         items, channel.pending = channel.pending, []

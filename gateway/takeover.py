@@ -83,7 +83,11 @@ class TakeoverProtocol(GuardedProtocol):
         transport = self.transport
         transport.set_protocol(protocol)
         self._let_go()
-        protocol.connection_made(transport)
+        try:
+            protocol.connection_made(transport)
+        except BaseException:
+            transport.abort()  # nobody else would ever close it
+            raise
         return True
 
     def _let_go(self) -> None:

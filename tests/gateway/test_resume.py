@@ -251,6 +251,26 @@ async def test_without_redis_a_stream_says_when_to_come_back(settings: Settings,
             await wait_until(serves, 10)
 
 
+async def test_shard_without_readers_is_read_no_more_until_one_comes_back(
+    settings: Settings, log: OutputLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.ring.LINGER_S", 0.2)
+    monkeypatch.setattr("gateway.tail.IDLE_S", 0.2)
+    log.event("m1", "1", 1)
+    with running_gateway(settings) as gateway:
+        assert not gateway.inside.hub.edge, "nothing is read before somebody asks"
+        cursor = await cursor_after_snapshot(gateway, [TOPIC])
+        assert set(gateway.inside.hub.edge) == {SHARD}, "and only the shards asked for"
+        await wait_until(lambda: not gateway.inside.hub.edge and not gateway.inside.tails._running, 15)
+        log.event("m1", "1", 2)
+        async with reading(gateway, "sse", TOPIC, cursor=cursor) as reader:
+            messages = await read_until(reader, 2)
+            assert verdicts(messages[0]) == {TOPIC: "complete"}
+            await read(reader, 2)
+            log.event("m1", "1", 3)
+            assert (await read(reader, 1))[0]["data"]["n"] == 3
+
+
 positions = st.integers(0, 2**63 - 1)
 
 
