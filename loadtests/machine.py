@@ -124,9 +124,12 @@ def _tree(pid: int) -> list[psutil.Process]:
     """A process and everything below it; nothing when it has ended."""
     try:
         process = psutil.Process(pid)
-        return [process, *process.children(recursive=True)]
     except psutil.Error:
         return []
+    try:
+        return [process, *process.children(recursive=True)]
+    except psutil.Error:  # something below it ended while we looked
+        return [process]
 
 
 def _role(process: psutil.Process) -> str:
