@@ -25,6 +25,7 @@ from consumers.batch import (
 )
 from consumers.lease import Ownership
 from core import epochs, keys, logs
+from core.backoff import delay_s
 from core.clock import Clock, now_us
 from core.errors import Poison, Retry
 from core.events import Change, header, parse_entry
@@ -105,21 +106,21 @@ class ShardWorker:
         self._states: dict[str, State] = {}
         self._epochs = epochs.parse({})
         self._loads = -1
+        self._failures = 0  # in a row, without a batch applied between them
         self._log = logs.get().bind(job="state", shard=self._shard, fence=self._token)
         self.progress = parse_progress({})
 
     async def run(self) -> None:
         """Own the shard until asked to stop. Raises Fenced when another owner took over."""
-        failures = 0
         while not self._stop.is_set():
             try:
                 await self._load()
-                failures = 0 if await self._follow() else failures
+                await self._follow()
             except Retry as error:
-                failures += 1
+                self._failures += 1
                 LOOP_ERRORS.labels("state").inc()
-                self._log.warning("shard stands still", error=str(error), failures=failures)
-                await asyncio.sleep(min(BACKOFF_MAX_S, 0.05 * 2**failures))
+                self._log.warning("shard stands still", error=str(error), failures=self._failures)
+                await asyncio.sleep(delay_s(self._failures, BACKOFF_MAX_S))
 
     async def _load(self) -> None:
         """Forget everything and take up what Redis has committed."""
@@ -130,8 +131,8 @@ class ShardWorker:
         self.progress = parse_progress(await call(self._client.hgetall(keys.progress(self._shard))))
         self._log.info("following", position=str(self.progress.last_id), epoch=self._epochs.current)
 
-    async def _follow(self) -> bool:
-        """Apply batch after batch; returns True (so far without failure) when asked to stop."""
+    async def _follow(self) -> None:
+        """Apply batch after batch until asked to stop."""
         next_housekeeping = 0.0
         while not self._stop.is_set():
             started = time.monotonic()
@@ -147,7 +148,6 @@ class ShardWorker:
             spare_s = APPLY_INTERVAL_S - (time.monotonic() - started)
             if entries and len(entries) < self._settings.apply_batch_max and spare_s > 0:
                 await asyncio.sleep(spare_s)
-        return True
 
     async def _read(self) -> list[tuple[bytes, dict[bytes, bytes]]]:
         reply = await call(
@@ -188,6 +188,7 @@ class ShardWorker:
         )
         await self._write(parse_entry_id(raw[0][0]), epoch, outcome, advanced)
         self.progress = advanced
+        self._failures = 0
         self._observe(batch, outcome, read_us)
 
     def _decode(self, raw: list[tuple[bytes, dict[bytes, bytes]]]) -> tuple[list[Decoded], list[list[Argument]]]:

@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import Callable, Collection
 
 from core import logs
+from core.backoff import delay_s
 from core.epochs import Epochs
 from core.errors import Poison, Retry
 from core.metrics import LOOP_ERRORS
@@ -77,7 +78,7 @@ class Tail:
                 LOOP_ERRORS.labels("tail").inc()
                 unexpected = None if isinstance(error, Retry) else error
                 self._log.warning("not reading", error=str(error), failures=failures, exc_info=unexpected)
-                await asyncio.sleep(min(BACKOFF_MAX_S, 0.05 * 2**failures))
+                await asyncio.sleep(delay_s(failures, BACKOFF_MAX_S))
 
     def note(self, state: HotState) -> None:
         """Make use of a read of hot state: a batch without output moves `last_id`, but nobody publishes that.
