@@ -7,11 +7,13 @@ used is shown as `others`: on a shared machine that is the noise in the latencie
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 
 import psutil
 from msgspec import Struct, field
 
 INTERVAL_S = 0.5
+TREE_ATTEMPTS = 3
 OTHERS = "others"
 SUPERVISOR = "supervisor"
 _ROLES = {
@@ -110,7 +112,7 @@ class Sampler(threading.Thread):
             usage.memory_mb = max(usage.memory_mb, memory.get(role, 0.0))
 
     def _processes(self) -> list[tuple[psutil.Process, str]]:
-        found = [(process, name) for name, pid in self._generators.items() for process in _tree(pid)[:1]]
+        found = [(process, name) for name, pid in self._generators.items() for process in _alive(pid)]
         if self._supervisor_pid is not None:
             for process in _tree(self._supervisor_pid):
                 role = self._roles.get(process.pid) or _role(process)
@@ -120,16 +122,22 @@ class Sampler(threading.Thread):
         return found
 
 
-def _tree(pid: int) -> list[psutil.Process]:
-    """A process and everything below it; nothing when it has ended."""
+def _alive(pid: int) -> list[psutil.Process]:
+    """The process, if it is there."""
     try:
-        process = psutil.Process(pid)
+        return [psutil.Process(pid)]
     except psutil.Error:
         return []
-    try:
-        return [process, *process.children(recursive=True)]
-    except psutil.Error:  # something below it ended while we looked
-        return [process]
+
+
+def _tree(pid: int) -> list[psutil.Process]:
+    """A process and everything below it; nothing when it has ended."""
+    found = _alive(pid)
+    for _ in range(TREE_ATTEMPTS):
+        # psutil reads every process of the machine for that, and fails when one of them ends at an awkward moment.
+        with suppress(psutil.Error):
+            return found + [child for process in found for child in process.children(recursive=True)]
+    return found
 
 
 def _role(process: psutil.Process) -> str:

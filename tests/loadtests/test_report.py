@@ -2,10 +2,12 @@
 
 import json
 import os
+import subprocess
 import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from rich.console import Console
 
@@ -13,7 +15,7 @@ from core.events import Vote
 from loadtests import report, seen
 from loadtests.judge import Judged, judge
 from loadtests.ledger import Ledger
-from loadtests.machine import OTHERS, Sampler, Samples, Usage
+from loadtests.machine import OTHERS, Sampler, Samples, Usage, _tree
 from loadtests.observe import ColdPoll, HotPoll
 from loadtests.reader import Reader
 from loadtests.run import Finished, Options, Places
@@ -103,13 +105,42 @@ def test_the_table_says_what_failed(run: Judged) -> None:
     assert "p99.9" in text
 
 
+def has_worked(sampler: Sampler) -> bool:
+    usage = sampler.samples.roles.get("me")
+    return usage is not None and bool(usage.percent) and usage.mean > 0
+
+
 def test_the_sampler_sees_a_process_at_work() -> None:
     sampler = Sampler({"me": os.getpid()}, None)
     sampler.start()
     deadline = time.monotonic() + 10
-    while "me" not in sampler.samples.roles and time.monotonic() < deadline:
+    while not has_worked(sampler) and time.monotonic() < deadline:
         sum(range(10_000))
     found = sampler.finish()
     assert found.roles["me"].mean > 0
     assert found.roles["me"].memory_mb > 1
     assert OTHERS in found.roles
+
+
+def test_processes_that_end_all_over_the_machine_hide_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """psutil reads them all to find the children of one, and may fail for the sake of a stranger."""
+    children, calls = psutil.Process.children, []
+
+    def interrupted(process: psutil.Process, recursive: bool = False) -> list[psutil.Process]:
+        calls.append(process)
+        if len(calls) % 2:
+            raise psutil.AccessDenied(1)
+        return children(process, recursive)
+
+    def denied(process: psutil.Process, recursive: bool = False) -> list[psutil.Process]:
+        raise psutil.AccessDenied(1)
+
+    monkeypatch.setattr(psutil.Process, "children", interrupted)
+    with subprocess.Popen(["sleep", "60"]) as child:
+        try:
+            for _ in range(20):
+                assert child.pid in [process.pid for process in _tree(os.getpid())]
+            monkeypatch.setattr(psutil.Process, "children", denied)
+            assert [process.pid for process in _tree(os.getpid())] == [os.getpid()]
+        finally:
+            child.kill()
