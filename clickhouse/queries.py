@@ -30,7 +30,7 @@ SPEED_MIN, SPEED_MAX = 0.1, 1000.0
 GAP_MAX_S = 3600.0
 """A paced replay waits no longer than this between two events, whatever the pause in the match was."""
 
-_POSITION = re.compile(r"([0-9]{1,19})\.([0-9]{1,19})\.([0-9]{1,9})\Z")
+_POSITION = re.compile(r"([0-9]{1,19})\.([0-9]{1,19})\.([0-9]{1,19})\Z")
 
 _PAGE = """
 SELECT stream_ms, stream_seq, stream_epoch, toUnixTimestamp64Milli(received_at) AS received_ms, payload, found
@@ -43,7 +43,7 @@ FROM
         SELECT stream_ms, stream_seq, stream_epoch, received_at, payload
         FROM match_events
         WHERE match_id = {match_id:String}
-          AND (stream_ms, stream_seq, stream_epoch) > ({ms:UInt64}, {seq:UInt64}, {epoch:UInt32})
+          AND (stream_ms, stream_seq, stream_epoch) > ({ms:UInt64}, {seq:UInt64}, {epoch:UInt64})
           AND stream_ms >= {ms:UInt64}
           AND ({map_id:String} = '' OR map_id = {map_id:String})
           AND received_at >= fromUnixTimestamp64Milli({from_ms:Int64})

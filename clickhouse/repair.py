@@ -46,7 +46,7 @@ class Range(Struct, frozen=True):
 
 def _within(table: Table) -> str:
     """Where a batch's rows are. Derived facts may carry another epoch than their batch (`Table.key`)."""
-    return f"{_WITHIN} AND stream_epoch = {{epoch:UInt32}}" if "stream_epoch" in table.key else _WITHIN
+    return f"{_WITHIN} AND stream_epoch = {{epoch:UInt64}}" if "stream_epoch" in table.key else _WITHIN
 
 
 async def newest_position(

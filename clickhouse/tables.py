@@ -15,7 +15,7 @@ Row = tuple[object, ...]
 _INSTANT = pa.timestamp("ms", tz="UTC")
 _POSITION = (
     ("shard", pa.uint8()),
-    ("stream_epoch", pa.uint32()),
+    ("stream_epoch", pa.uint64()),
     ("stream_ms", pa.uint64()),
     ("stream_seq", pa.uint64()),
 )

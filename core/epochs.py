@@ -1,17 +1,24 @@
-"""Epochs: which lifetime of a shard's log a position belongs to, and whether it still names what it once named."""
+"""Epochs: which lifetime of a shard's log a position belongs to, and whether it still names what it once named.
+
+An epoch's number is never given twice, also not by a server that was set back to an older copy of its data and has
+forgotten some (`lua/ensure_epoch.lua`): Unix time in milliseconds at its beginning, or a little more.
+"""
 
 from collections.abc import Mapping
 
 from core import keys
-from core.position import K_ALL, EntryId, Position, parse_entry_id
+from core.position import K_ALL, ZERO, EntryId, Position, parse_entry_id
 from core.redis_client import Redis, call
+
+BEFORE_ALL = 1
+"""Epoch of what lies before the first recorded one: the beginning of a log that nobody has written yet."""
 
 
 class Epochs:
     """Epoch table of one shard: epoch -> first entry id. Immutable."""
 
     def __init__(self, firsts: Mapping[int, EntryId]) -> None:
-        self._firsts = sorted((first, epoch) for epoch, first in firsts.items()) or [(EntryId(0, 1), 1)]
+        self._firsts = [(ZERO, BEFORE_ALL), *sorted((first, epoch) for epoch, first in firsts.items())]
 
     @property
     def current(self) -> int:

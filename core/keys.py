@@ -6,7 +6,7 @@ All keys of a shard share the hash tag `{sNN}`, so that on Redis Cluster its scr
     events:{s}                stream  the input log. Fields: see `core.events`
     updates:{s}               stream  the output log: one entry per applied batch, field `u`: see `core.updates`
     dead:{s}                  stream  dead letters: origin id, reason, the entry's fields
-    epochs:{s}                hash    "run" -> server incarnation; "<epoch>" -> first entry id of that epoch
+    epochs:{s}                hash    "run" -> server incarnation, "now" -> newest epoch, "<epoch>" -> its first id
     counters:{s}              hash    votes, events, duplicates: appended so far (written by ingest's append script)
     def:{s}:<topic>           hash    poll definition as last accepted, with rev, voted, closed (write-side truth)
     seen:{s}:<topic>[:<w>]    set     event ids seen (polls: one set per time window w)

@@ -1,12 +1,12 @@
 -- What happened in a match, in the order of the log: the API's pages and replays read it as it is sorted, a page from
 -- the middle of a match touches a few granules.
 --
--- Sorted by (ms, seq) before the epoch: ids grow through all epochs of a log, and a log that was begun anew counts its
--- epochs from 1 again. round_no is 0 where the event names none. ts is the source's time, or the time of receipt.
+-- Sorted by (ms, seq) before the epoch: ids grow through all epochs of a log, also where a clock that was
+-- set back gives an epoch a smaller number. round_no is 0 where the event names none. ts is the source's time, or the time of receipt.
 CREATE TABLE IF NOT EXISTS match_events {on_cluster}
 (
     shard        UInt8                  CODEC(ZSTD(1)),
-    stream_epoch UInt32                 CODEC(ZSTD(1)),
+    stream_epoch UInt64                 CODEC(ZSTD(1)),
     stream_ms    UInt64                 CODEC(DoubleDelta, ZSTD(1)),
     stream_seq   UInt64                 CODEC(T64, ZSTD(1)),
     event_id     String                 CODEC(ZSTD(3)),

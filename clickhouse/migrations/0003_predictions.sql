@@ -4,7 +4,7 @@
 CREATE TABLE IF NOT EXISTS predictions {on_cluster}
 (
     shard        UInt8                  CODEC(ZSTD(1)),
-    stream_epoch UInt32                 CODEC(ZSTD(1)),
+    stream_epoch UInt64                 CODEC(ZSTD(1)),
     stream_ms    UInt64                 CODEC(DoubleDelta, ZSTD(1)),
     stream_seq   UInt64                 CODEC(T64, ZSTD(1)),
     stream_k     UInt16                 CODEC(T64, ZSTD(1)),

@@ -2,7 +2,7 @@
 CREATE TABLE IF NOT EXISTS map_states {on_cluster}
 (
     shard        UInt8                  CODEC(ZSTD(1)),
-    stream_epoch UInt32                 CODEC(ZSTD(1)),
+    stream_epoch UInt64                 CODEC(ZSTD(1)),
     stream_ms    UInt64                 CODEC(DoubleDelta, ZSTD(1)),
     stream_seq   UInt64                 CODEC(T64, ZSTD(1)),
     stream_k     UInt16                 CODEC(T64, ZSTD(1)),
@@ -29,7 +29,7 @@ CREATE TABLE IF NOT EXISTS map_metrics_store {on_cluster}
 (
     match_id    LowCardinality(String) CODEC(ZSTD(1)),
     map_id      LowCardinality(String) CODEC(ZSTD(1)),
-    version     UInt128                CODEC(ZSTD(1)),
+    version     UInt256                CODEC(ZSTD(1)),
     map_name    LowCardinality(String) CODEC(ZSTD(1)),
     status      LowCardinality(String) CODEC(ZSTD(1)),
     winner      LowCardinality(String) CODEC(ZSTD(1)),
@@ -46,8 +46,8 @@ SETTINGS {deduplication}, {durability};
 
 CREATE MATERIALIZED VIEW IF NOT EXISTS map_metrics_feed {on_cluster} TO map_metrics_store AS
 SELECT match_id, map_id,
-       bitOr(bitOr(bitShiftLeft(toUInt128(stream_ms), 80), bitShiftLeft(toUInt128(stream_seq), 40)),
-             bitOr(bitShiftLeft(toUInt128(stream_epoch), 16), toUInt128(stream_k) * 2)) AS version,
+       bitOr(bitOr(bitShiftLeft(toUInt256(stream_ms), 192), bitShiftLeft(toUInt256(stream_seq), 128)),
+             bitOr(bitShiftLeft(toUInt256(stream_epoch), 64), toUInt256(stream_k) * 2)) AS version,
        map_name, status, winner, round_no AS rounds, team1, team2, score_team1, score_team2, ts AS updated_at
 FROM map_states;
 

@@ -14,7 +14,7 @@ from clickhouse.tables import VOTES, Row, Table
 from clickhouse.writer import BATCHES_SAFE, Batch, Plan, Stuck, Writer
 from core import keys
 from core.errors import ArenacastError, Fenced, Retry
-from core.position import EntryId
+from core.position import EntryId, parse_entry_id
 from core.updates import MapState, PollState, Prediction, Round
 from tests.support.archive_log import EVERYTHING, ArchiveLog
 
@@ -290,15 +290,16 @@ async def test_batches_respect_their_bounds(log: ArchiveLog) -> None:
 
 
 async def test_a_batch_lies_within_one_epoch(log: ArchiveLog) -> None:
-    log.vote(3)
     await log.scripts.load()
-    last = log.sync.xrevrange(keys.events(0), count=1)[0][0].decode()
-    ms, seq = last.split("-")
-    log.sync.hset(keys.epochs(0), mapping={"now": "2", "2": f"{ms}-{int(seq) + 1}"})
+    first = int(log.sync.hget(keys.epochs(0), "now"))
+    log.vote(3)
+    last = parse_entry_id(log.sync.xrevrange(keys.events(0), count=1)[0][0])
+    log.sync.hset(keys.epochs(0), mapping={"now": first + 1, str(first + 1): str(last.next)})
     log.vote(4)
     await log.archive()
     await log.assert_exact()
-    assert await log.rows("SELECT stream_epoch, count() FROM votes GROUP BY 1 ORDER BY 1") == [(1, 3), (2, 4)]
+    rows = await log.rows("SELECT stream_epoch, count() FROM votes GROUP BY 1 ORDER BY 1")
+    assert rows == [(first, 3), (first + 1, 4)]
 
 
 async def test_a_new_incarnation_of_redis_is_taken_over_before_anything_is_planned(log: ArchiveLog) -> None:
@@ -307,7 +308,8 @@ async def test_a_new_incarnation_of_redis_is_taken_over_before_anything_is_plann
     await writer.take_over()
     batch = await writer.read(EVERYTHING)
     assert batch is not None
-    log.sync.hset(keys.epochs(0), mapping={"now": "2", "2": "9999999999999-0"})
+    newer = int(log.sync.hget(keys.epochs(0), "now")) + 1
+    log.sync.hset(keys.epochs(0), mapping={"now": newer, str(newer): "9999999999999-0"})
     with pytest.raises(Retry, match="a new epoch began"):
         await writer.write(batch)
     assert "inflight" not in log.state()

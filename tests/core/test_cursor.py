@@ -23,9 +23,13 @@ def test_cursor_survives_being_written_and_read(vector: dict[int, Position]) -> 
     assert re.fullmatch(r"[A-Za-z0-9_.~:-]+", text)
 
 
-@given(st.dictionaries(st.integers(0, 63), st.just(Position(9_999, 9_999_999_999_999, 9_999_999, K_ALL)), min_size=64))
+@given(
+    st.dictionaries(
+        st.integers(0, 63), st.just(Position(9_999_999_999_999, 9_999_999_999_999, 9_999_999, K_ALL)), min_size=64
+    )
+)
 def test_cursor_over_all_shards_fits_the_contract(vector: dict[int, Position]) -> None:
-    """64 shards, an epoch per restart of years, entry ids of a busy millisecond far beyond what a server does."""
+    """64 shards, moments of this century and the next, more entries in a millisecond than a server appends."""
     assert len(encode(PRINT, vector)) <= LENGTH_MAX
 
 

@@ -45,8 +45,9 @@ def test_beginning_of_the_log_is_a_position_that_holds() -> None:
         assert table.holds(table.at(ZERO))
 
 
-def test_log_that_nobody_has_written_is_in_epoch_1() -> None:
-    assert Epochs({}).current == 1
+def test_position_at_the_beginning_of_an_unwritten_log_holds_when_the_first_epoch_begins() -> None:
+    """Whoever subscribed before the first event is not asked to come back because of it."""
+    assert Epochs({1_764_000_000_000: EntryId(0, 1)}).holds(Epochs({}).at(ZERO))
 
 
 def test_hash_is_read_without_its_other_fields() -> None:
