@@ -18,13 +18,22 @@ from msgspec import Meta, Struct
 from core.errors import Fatal
 
 PREFIX = "ARENACAST_"
-SECRETS = frozenset({"ingest_key", "voter_secret", "clickhouse_password"})
+SECRETS = frozenset({"ingest_key", "voter_secret", "clickhouse_password", "analyst_password"})
 """Fields never printed; URLs are printed without their password."""
 
 _SOCKET_PATH_MAX = 104  # sizeof(sun_path) on macOS, the smaller of the two systems
 
+Secret = Literal["ingest_key", "voter_secret", "clickhouse_password", "analyst_password"]
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Seconds = Annotated[float, Meta(gt=0, le=1e9)]  # an upper bound, because "inf" is a number too
+
+
+_SECRET_FILES: dict[Secret, str] = {
+    "ingest_key": "ingest.key",
+    "voter_secret": "voter.secret",
+    "clickhouse_password": "clickhouse.key",
+    "analyst_password": "analyst.key",
+}
 
 
 class Settings(Struct, frozen=True):
@@ -36,6 +45,7 @@ class Settings(Struct, frozen=True):
     clickhouse_url: str = ""  # empty = the embedded ClickHouse
     clickhouse_port: Port = 8123  # of the embedded ClickHouse, loopback
     clickhouse_password: str = ""  # of the embedded ClickHouse; empty = data_dir/clickhouse.key
+    analyst_password: str = ""  # of its user `analyst`, read-only; empty = data_dir/analyst.key
     clickhouse_cluster: str = ""  # create Replicated tables ON CLUSTER this name; empty = one server, plain MergeTree
     shards: Annotated[int, Meta(ge=1, le=64)] | None = None  # None = what Redis knows, 4 at the first start
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -110,7 +120,7 @@ class Settings(Struct, frozen=True):
         """N of `replicas:N`, 0 otherwise."""
         return int(self.ack.partition(":")[2] or 0)
 
-    def secret(self, field: Literal["ingest_key", "voter_secret", "clickhouse_password"]) -> str:
+    def secret(self, field: Secret) -> str:
         """A secret from its variable, or from its file in the data directory. Raises Fatal when there is neither."""
         value: str = getattr(self, field)
         if value:
@@ -124,10 +134,14 @@ class Settings(Struct, frozen=True):
             raise Fatal(f"{PREFIX}{field.upper()} is not set and {path} is empty")
         return value
 
-    def secret_file(self, field: Literal["ingest_key", "voter_secret", "clickhouse_password"]) -> Path:
+    def secret_file(self, field: Secret) -> Path:
         """Where `arenacast up` keeps a generated secret."""
-        names = {"ingest_key": "ingest.key", "voter_secret": "voter.secret", "clickhouse_password": "clickhouse.key"}
-        return self.data_dir / names[field]
+        return self.data_dir / _SECRET_FILES[field]
+
+    @property
+    def backups_dir(self) -> Path:
+        """Where the embedded ClickHouse's `Disk('backups', …)` is."""
+        return self.data_dir / "backups"
 
     def public(self) -> dict[str, object]:
         """The settings as they may be printed: no secret, no password before the @ or in the query of a URL."""

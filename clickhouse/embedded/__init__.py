@@ -19,7 +19,9 @@ Invariants
     * A request has a connection of its own (0.1 ms), so settings, current database and temporary tables die with
       it; a session keeps one, and gets back what a request's URL had changed.
     * One statement per request; nothing reads or writes the server's files on behalf of a client (server.xml,
-      users.xml, `statements`). The engine has no users of its own: whoever enters here may do what users.xml grants.
+      users.xml, `statements`), but BACKUP and RESTORE with `Disk('backups', 'name')`, which is DATA_DIR/backups.
+    * The engine has no users of its own. Here there are two: `default` may do what the role `service` of users.xml
+      grants, `analyst` (where it has a password) only reads, what its role there grants, within its profile's bounds.
     * A body is whole or it is refused: unfinished uploads and compressed frames insert nothing.
     * Every buffer, queue, session and wait has a bound; what is over it is refused with a reason.
     * No stack trace leaves the server.

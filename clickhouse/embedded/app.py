@@ -3,6 +3,7 @@
 import asyncio
 import os
 import socket
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from clickhouse.embedded.engine import Engine
 from clickhouse.embedded.limits import Limits
 from clickhouse.embedded.protocol import StatementProtocol
 from clickhouse.embedded.sessions import Sessions
-from clickhouse.embedded.users import DEFAULT_USER, Users
+from clickhouse.embedded.users import ANALYST, DEFAULT_USER, Users
 from clickhouse.embedded.workers import Workers
 from core import http, logs
 from core.errors import Fatal
@@ -31,31 +32,45 @@ _CANCEL_WITHIN_S = 5.0
 def run(settings: Settings) -> None:
     """Composition root of `arenacast clickhouse`. Raises Fatal when it cannot start."""
     logs.configure("clickhouse", settings)
-    password = settings.secret("clickhouse_password")
-    uvloop.run(serve(settings.data_dir / "clickhouse", settings.clickhouse_port, password))
+    uvloop.run(
+        serve(settings.data_dir / "clickhouse", settings.backups_dir, settings.clickhouse_port, passwords(settings))
+    )
+
+
+def passwords(settings: Settings) -> dict[str, str]:
+    """Users and their passwords; `analyst` exists only where it has one. Raises Fatal."""
+    found = {DEFAULT_USER: settings.secret("clickhouse_password")}
+    if settings.analyst_password or settings.secret_file("analyst_password").exists():
+        found[ANALYST] = settings.secret("analyst_password")
+    return found
 
 
 async def serve(
-    data_dir: Path, port: int, password: str, host: str = "127.0.0.1", limits: Limits | None = None
+    data_dir: Path,
+    backups_dir: Path,
+    port: int,
+    passwords: Mapping[str, str],
+    host: str = "127.0.0.1",
+    limits: Limits | None = None,
 ) -> None:
     """Serve the data in `data_dir` until SIGTERM or SIGINT.
 
     Stops within `limits.drain_s` and a few seconds: the listener closes, statements may finish, then they are
     cancelled. Raises Fatal when the directory is in use, the port is taken, or the password is empty.
     """
-    if not password:
-        raise Fatal(f"{PREFIX}CLICKHOUSE_PASSWORD is empty")
+    if not all(passwords.values()):
+        raise Fatal(f"{PREFIX}CLICKHOUSE_PASSWORD or {PREFIX}ANALYST_PASSWORD is empty")
     limits = limits or Limits()
     stop = http.stop_event()
     listener = _listener(host, port)
     try:
-        engine = Engine(data_dir)
+        engine = Engine(data_dir, backups_dir)
     except BaseException:
         listener.close()
         raise
     workers = Workers(limits.running_max, limits.waiting_max, limits.wait_max_s)
     sessions = Sessions(engine.connect, limits.sessions_max)
-    app = create_app(StatementEndpoint(engine, Users({DEFAULT_USER: password}), sessions, workers, limits))
+    app = create_app(StatementEndpoint(engine, Users(passwords), sessions, workers, limits))
     server = http.Server(
         http.config(
             app, host, port, http=StatementProtocol, limit_concurrency=limits.connections_max,

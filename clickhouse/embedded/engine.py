@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, Protocol
 
 from clickhouse.embedded.request import quote
+from clickhouse.embedded.users import ANALYST, DEFAULT_USER
 from core import logs
 from core.errors import Fatal
 
@@ -64,17 +65,19 @@ class Classification(NamedTuple):
 class Engine:
     """An open engine. Thread-safe; a connection is not."""
 
-    def __init__(self, data_dir: Path) -> None:
-        """Open the data in `data_dir`, which is created when missing.
+    def __init__(self, data_dir: Path, backups_dir: Path) -> None:
+        """Open the data in `data_dir`, which is created when missing. BACKUP and RESTORE reach `backups_dir` only.
 
         Raises Fatal when another process has it open, when it was written by a newer engine, or when the engine is not
         the one this was made for.
         """
         self._path = data_dir.absolute()
-        for path in (self._path, _HERE):
+        self._backups = backups_dir.absolute()
+        for path in (self._path, self._backups, _HERE):
             if any(character in str(path) for character in "?&"):  # they separate the arguments of a connect string
                 raise Fatal(f"the ClickHouse engine cannot use a path with ? or & in it: {path}")
-        self._prepare_directory()
+        self._analyst_settings = ""
+        self._prepare_directories()
         self._lock = self._take_lock()
         try:
             self._chdb = self._load()
@@ -83,10 +86,31 @@ class Engine:
             self._lock.close()
             raise
 
-    def connect(self) -> Connection:
-        """A connection with settings, current database and temporary tables of its own. Takes 0.1 ms."""
+    def connect(self, user: str = DEFAULT_USER) -> Connection:
+        """A connection with settings, current database and temporary tables of its own. Takes 0.1 ms.
+
+        The engine has one user with all rights; for `analyst` the connection gives up all but the role's, and takes on
+        the bounds of the profile. It could take the role back itself, so an analyst's statements must be READ_ONLY
+        (`execution` sees to that).
+        """
         connection: Connection = self._chdb.connect(f"{self._path}?{_SESSION_SETTINGS}")
+        if user == ANALYST:
+            try:
+                self._bind_analyst(connection)
+            except BaseException:
+                connection.close()
+                raise
         return connection
+
+    def _bind_analyst(self, connection: Connection) -> None:
+        connection.query(f"SET profile = '{ANALYST}'")
+        if not self._analyst_settings:  # the engine takes a profile's constraints and leaves its values
+            found = connection.query("SELECT name, max FROM system.settings WHERE max != ''", "TabSeparated").bytes()
+            bounds = dict(line.split("\t") for line in found.decode().splitlines())
+            self._analyst_settings = ", ".join(f"{name} = {quote(bound)}" for name, bound in bounds.items())
+        connection.query(f"SET {self._analyst_settings}")
+        connection.query(f"SET ROLE {ANALYST}")
+        connection.query("SET readonly = 2")
 
     def cancel(self, tag: str) -> None:
         """Cancel what runs with `log_comment = tag`; takes effect within a block of data."""
@@ -108,12 +132,13 @@ class Engine:
         finally:
             connection.close()
 
-    def _prepare_directory(self) -> None:
-        try:
-            self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._path.chmod(0o700)  # it may have been there
-        except OSError as error:
-            raise Fatal(f"cannot use {self._path} for ClickHouse's data: {error.strerror}") from error
+    def _prepare_directories(self) -> None:
+        for path, purpose in ((self._path, "data"), (self._backups, "backups")):
+            try:
+                path.mkdir(mode=0o700, parents=True, exist_ok=True)
+                path.chmod(0o700)  # it may have been there
+            except OSError as error:
+                raise Fatal(f"cannot use {path} for ClickHouse's {purpose}: {error.strerror}") from error
 
     def _take_lock(self) -> IO[str]:
         """A lock of our own in front of the engine's, to say whose the directory is; the kernel frees it."""
@@ -139,10 +164,9 @@ class Engine:
         return _chdb
 
     def _open(self) -> Connection:
-        backups = self._path / "backups"
         arguments = (
             f"config-file={_HERE / 'server.xml'}&users_config={_HERE / 'users.xml'}"
-            f"&storage_configuration.disks.backups.path={backups}/"
+            f"&storage_configuration.disks.backups.path={self._backups}/"
         )
         marker = self._path / "engine.version"
         written_by = marker.read_text().strip() if marker.exists() else ""

@@ -12,6 +12,7 @@ from clickhouse.embedded.errors import ClickHouseError, Code, Failure
 from clickhouse.embedded.native import convert
 from clickhouse.embedded.request import Query, quote, quote_name
 from clickhouse.embedded.sessions import Kept, Sessions
+from clickhouse.embedded.users import ANALYST
 from core import logs
 
 FIRST_BYTES = 64 * 1024
@@ -116,9 +117,9 @@ class Execution:
     def _take_connection(self) -> Connection:
         session = self._query.options.session
         if session is None:
-            return self._engine.connect()
+            return self._engine.connect(self._user)
         self._kept = self._sessions.take((self._user, session.id), must_exist=session.must_exist)
-        self._kept.has_own_settings |= self._query.statement.first == b"SET"
+        self._kept.has_own_settings |= self._query.statement.first == b"SET" or self._user == ANALYST
         return self._kept.connection
 
     def _run(self, connection: Connection, must_read_only: bool) -> Iterator[bytes]:
@@ -160,6 +161,11 @@ class Execution:
                 raise ClickHouseError(Code.NOT_IMPLEMENTED, "A SELECT over HTTP cannot write to a file")
             # What does not parse is left to the engine, for its message.
             self.is_read_only = kind == "READ_ONLY" or (kind == "UNKNOWN" and statements == 0)
+        if self._user == ANALYST and (not self.is_read_only or self._query.options.role or self._query.tables):
+            raise ClickHouseError(
+                Code.READONLY,
+                f"The user {ANALYST} reads only: one SELECT, SHOW, DESCRIBE or EXPLAIN, settings in the URL",
+            )
         if must_read_only and not self.is_read_only:
             raise ClickHouseError(
                 Code.READONLY,
@@ -185,7 +191,7 @@ class Execution:
             settings.setdefault("log_comment", self.query_id)  # how a running statement is found, see Engine.cancel
         if is_buffered:
             settings.setdefault("max_result_bytes", str(_BUFFERED_RESULT_MAX_BYTES))
-        if must_read_only and not options.session and settings.get("readonly") != "1":
+        if must_read_only and self._user != ANALYST and not options.session and settings.get("readonly") != "1":
             settings["readonly"] = "2"  # a session could not take it back; `_check` is enough there
         if settings:
             if self._kept:

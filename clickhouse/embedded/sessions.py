@@ -24,7 +24,7 @@ class Sessions:
     """At most `limit` of them (0.1 MB each and what their temporary tables hold); a further one is refused."""
 
     def __init__(
-        self, connect: Callable[[], Connection], limit: int, clock: Callable[[], float] = time.monotonic
+        self, connect: Callable[[str], Connection], limit: int, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._connect = connect
         self._limit = limit
@@ -44,7 +44,7 @@ class Sessions:
                     raise ClickHouseError(
                         Code.TOO_MANY_SIMULTANEOUS_QUERIES, f"Too many sessions, at most {self._limit} at a time"
                     )
-                session = self._sessions[key] = Kept(self._connect())
+                session = self._sessions[key] = Kept(self._connect(key[0]))
             elif session.is_busy:
                 raise ClickHouseError(Code.SESSION_IS_LOCKED, "Session is locked by a concurrent client")
             session.is_busy = True

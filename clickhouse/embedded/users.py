@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from clickhouse.embedded.errors import ClickHouseError, Code
 
 DEFAULT_USER = "default"
+ANALYST = "analyst"
+"""Reads what its role in users.xml may, within the bounds of its profile there, and changes nothing."""
 
 
 class Users:

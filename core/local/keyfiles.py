@@ -6,18 +6,13 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 
 from core.errors import Fatal
-from core.settings import PREFIX, Settings
+from core.settings import PREFIX, Secret, Settings
 
-_FIELDS: tuple[Literal["ingest_key", "voter_secret", "clickhouse_password"], ...] = (
-    "ingest_key",
-    "voter_secret",
-    "clickhouse_password",
-)
+_FIELDS: tuple[Secret, ...] = ("ingest_key", "voter_secret", "clickhouse_password", "analyst_password")
 _BYTES = 24  # 192 bits, 32 characters
 
 
@@ -53,7 +48,7 @@ def with_secrets(settings: Settings) -> Settings:
     return msgspec.structs.replace(settings, **values)
 
 
-def _read_or_create(settings: Settings, field: Literal["ingest_key", "voter_secret", "clickhouse_password"]) -> str:
+def _read_or_create(settings: Settings, field: Secret) -> str:
     path = settings.secret_file(field)
     if not getattr(settings, field) and not path.exists():
         _write(path, secrets.token_urlsafe(_BYTES))

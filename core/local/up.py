@@ -38,6 +38,9 @@ def summary(settings: Settings, *, is_demo: bool) -> str:
     else:
         password = settings.secret_file("clickhouse_password")
         clickhouse = f"{url('127.0.0.1', settings.clickhouse_port)}  (user default, password in {password})"
+        clickhouse += (
+            f"\n              for reading only: user analyst, password in {settings.secret_file('analyst_password')}"
+        )
     lines = [
         "Arenacast is running" + (", and a recorded match is playing" if is_demo else ""),
         "",

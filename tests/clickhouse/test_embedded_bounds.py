@@ -88,7 +88,7 @@ def test_sessions_are_bounded_exclusive_and_end() -> None:
     now = [0.0]
     opened: list[Closable] = []
 
-    def connect() -> Closable:
+    def connect(_user: str) -> Closable:
         opened.append(Closable())
         return opened[-1]
 

@@ -62,7 +62,7 @@ def test_other_characters_of_a_path_are_no_matter(tmp_path: Path) -> None:
     with running_clickhouse(tmp_path / "da ta ü%20#='\"+;") as server:
         server.query("CREATE DATABASE d")
         assert "BACKUP_CREATED" in server.query("BACKUP DATABASE d TO Disk('backups', 'one')")
-        assert (server.directory / "backups" / "one").exists()
+        assert (server.backups / "one").exists()
 
 
 def test_data_of_a_newer_engine_is_left_alone(server: ClickHouseServer) -> None:

@@ -102,8 +102,8 @@ def test_machine_and_process_are_not_touched(
     try_to(clickhouse_server, "SELECT * FROM evil")
     assert clickhouse_server.query("SELECT 1") == "1\n"
     assert clickhouse_server.pid == pid
-    for backup in clickhouse_server.directory.rglob(places["name"]):
-        assert backup.is_relative_to(clickhouse_server.directory / "backups")
+    for backup in clickhouse_server.directory.parent.rglob(places["name"]):
+        assert backup.is_relative_to(clickhouse_server.backups)
 
 
 def test_what_a_database_is_for_is_allowed(clickhouse_server: ClickHouseServer) -> None:
@@ -132,7 +132,7 @@ def test_backup_and_restore_within_the_data_directory(clickhouse_server: ClickHo
     query(f"CREATE TABLE {name}.t (a UInt64) ENGINE = MergeTree ORDER BY a")
     query(f"INSERT INTO {name}.t SELECT number FROM numbers(1000)")
     assert "BACKUP_CREATED" in query(f"BACKUP DATABASE {name} TO Disk('backups', '{name}.tar.zst')")
-    assert (clickhouse_server.directory / "backups" / f"{name}.tar.zst").is_file()
+    assert (clickhouse_server.backups / f"{name}.tar.zst").is_file()
     query(f"DROP DATABASE {name} SYNC")
     assert "RESTORED" in query(f"RESTORE DATABASE {name} FROM Disk('backups', '{name}.tar.zst')")
     assert query(f"SELECT count() FROM {name}.t") == "1000\n"

@@ -85,6 +85,7 @@ def test_public_settings_hold_no_secret() -> None:
         ingest_key="hunter2-key",
         voter_secret="hunter2-secret-of-voters",
         clickhouse_password="hunter2",
+        analyst_password="hunter2",
     )
     shown = settings.public()
     assert "hunter2" not in str(shown)
@@ -131,7 +132,7 @@ def test_key_files_are_for_their_owner_only(tmp_path: Path) -> None:
     make_data_dir(settings)
     first = with_secrets(settings)
     assert stat.S_IMODE(settings.data_dir.stat().st_mode) == 0o700
-    for field in ("ingest.key", "voter.secret", "clickhouse.key"):
+    for field in ("ingest.key", "voter.secret", "clickhouse.key", "analyst.key"):
         assert stat.S_IMODE((settings.data_dir / field).stat().st_mode) == 0o600
     assert with_secrets(settings) == first
     assert len({first.ingest_key, first.voter_secret, first.clickhouse_password}) == 3

@@ -23,6 +23,7 @@ from core.settings import PREFIX
 from tests.support.ports import free_port
 from tests.support.waiting import wait_until_sync
 
+ANALYST_PASSWORD = "test-analyst-password"
 STARTS_WITHIN_S = 60.0
 STOPS_WITHIN_S = 20.0
 
@@ -40,6 +41,11 @@ class ClickHouseServer:
             "--path", str(directory), "--port", str(port), *arguments,
         ]  # fmt: skip
         self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def backups(self) -> Path:
+        """Where its BACKUP statements write."""
+        return self.directory.with_name("backups")
 
     @property
     def url(self) -> str:
@@ -82,6 +88,7 @@ class ClickHouseServer:
         assert self._process is None, "the server is already running"
         environ = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
         environ[f"{PREFIX}CLICKHOUSE_PASSWORD"] = self.password
+        environ[f"{PREFIX}ANALYST_PASSWORD"] = ANALYST_PASSWORD
         environ[f"{PREFIX}DATA_DIR"] = str(self.directory.parent)  # no key of an installation where the tests run
         self._log.parent.mkdir(parents=True, exist_ok=True)
         with self._log.open("ab") as output:
@@ -93,11 +100,18 @@ class ClickHouseServer:
 
     def query(self, sql: str | bytes, **parameters: str) -> str:
         """Answer to a statement; `parameters` go into the URL. Raises urllib.error.HTTPError on a refusal."""
+        return self._query("default", self.password, sql, parameters)
+
+    def query_as_analyst(self, sql: str | bytes, **parameters: str) -> str:
+        """The same by the user `analyst`."""
+        return self._query("analyst", ANALYST_PASSWORD, sql, parameters)
+
+    def _query(self, user: str, password: str, sql: str | bytes, parameters: dict[str, str]) -> str:
         body = sql.encode() if isinstance(sql, str) else sql
         request = urllib.request.Request(
             f"{self.url}/?{urllib.parse.urlencode(parameters)}",
             body,
-            {"X-ClickHouse-User": "default", "X-ClickHouse-Key": self.password},
+            {"X-ClickHouse-User": user, "X-ClickHouse-Key": password},
         )
         with urllib.request.urlopen(request, timeout=60) as answer:
             text: str = answer.read().decode()
