@@ -6,16 +6,13 @@ The cursor names a set of topics and a position per shard, so it is the same for
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from core.cursor import encode, fingerprint, format_position
 from core.position import Position
 from gateway import frames
+from gateway.audience import Audience
 from gateway.frames import Item, Wire
 from gateway.subscription import Subscription
-
-if TYPE_CHECKING:
-    from gateway.hub import Subscriber
 
 Vector = dict[int, Position]
 """Shard -> position: everything up to it was written to the reader, or is not for it."""
@@ -36,7 +33,7 @@ class Channel:
         self.routes = subscription.routes_by_shard(shards)
         self.refs = 0
         self.vector: Vector = {}  # of the live readers, as of the last flush or heartbeat
-        self.live: dict[Subscriber, None] = {}
+        self.live = Audience()
         self.pending: list[Item] = []  # published and not yet flushed
         self.written_at = 0.0
         self._only = next(iter(self.routes)) if len(self.routes) == 1 else None

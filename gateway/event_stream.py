@@ -60,19 +60,14 @@ class EventStream(Connection):
         self.write(bye(self._wire))
         self.hang_up()
 
+    def readers(self) -> tuple[Subscriber, ...]:
+        """See `gateway.connection`. Nobody while it is being started: the hub looks at `is_paused` and `fd` then."""
+        return () if self._subscriber is None else (self._subscriber,)
+
     # -- asyncio.Protocol
 
-    def pause_writing(self) -> None:
-        self.is_paused = True
-        if self._subscriber is not None:  # None: still being started, and the hub looks at is_paused then
-            self._service.pause(self._subscriber)
-
-    def resume_writing(self) -> None:
-        self.is_paused = False
-        if self._subscriber is not None:
-            self._service.resume(self._subscriber)
-
     def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
         self._service.wheel.remove(self)
         self._service.meter.closed(self._wire)
         if self._subscriber is not None:

@@ -29,6 +29,7 @@ class Outbox:
         self._news = asyncio.Event()
         self._sender = asyncio.current_task()
         self.subscribers: list[Subscriber] = []
+        self.fd = -1
         self.is_paused = False
         self.slot = 0
         self.end: tuple[int, str] | None = None

@@ -68,7 +68,7 @@ class WebSocket(Connection, Upgraded):
         if self._is_closed:
             return
         self.write(ws_close(code, reason))
-        self._is_closed = True
+        self._shut()
         asyncio.get_running_loop().call_later(LINGER_S, self.transport.abort)
 
     def dismiss(self) -> None:
@@ -84,6 +84,14 @@ class WebSocket(Connection, Upgraded):
         for subscriber in tuple(self.subscribers):
             self._service.hub.beat(subscriber, now)
 
+    def readers(self) -> tuple[Subscriber, ...]:
+        """See `gateway.connection`."""
+        return tuple(self.subscribers)
+
+    def _shut(self) -> None:
+        self._is_closed = True
+        self.seal()
+
     @property
     def is_closing(self) -> bool:
         """See `gateway.hub.Sink`."""
@@ -97,6 +105,7 @@ class WebSocket(Connection, Upgraded):
         self._service.meter.opened("ws")
 
     def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
         self._is_closed = True
         self._service.wheel.remove(self)
         self._service.meter.closed("ws")
@@ -105,16 +114,6 @@ class WebSocket(Connection, Upgraded):
         self.subscribers.clear()
         if self._task is not None:
             self._task.cancel()
-
-    def pause_writing(self) -> None:
-        self.is_paused = True
-        for subscriber in tuple(self.subscribers):
-            self._service.pause(subscriber)
-
-    def resume_writing(self) -> None:
-        self.is_paused = False
-        for subscriber in tuple(self.subscribers):
-            self._service.resume(subscriber)
 
     def data_received(self, data: bytes) -> None:
         parser = self._parser
@@ -133,13 +132,13 @@ class WebSocket(Connection, Upgraded):
             if answer:
                 self.write(answer)
             else:
-                self._is_closed = True
+                self._shut()
                 self.hang_up()
         if not (self._unparsed or self._is_within) and parser.state is ProtocolState.OPEN:
             self._parser = None
         if self.transport.get_write_buffer_size() > UNSENT_FACTOR * self._service.high_water:
             self._service.meter.evicted("bytes")
-            self.transport.abort()
+            self.cut()
 
     # -- what came in
 
@@ -154,7 +153,7 @@ class WebSocket(Connection, Upgraded):
             response = handshake.reject(404, f"WebSockets are at {PATH}\n")
         self.write(response.serialize())
         if response.status_code != 101:
-            self._is_closed = True
+            self._shut()
             self.hang_up()
             return
         origin = request.headers.get("Origin")

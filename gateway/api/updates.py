@@ -33,6 +33,7 @@ class Waiting:
         self.verdicts: dict[str, Verdict] = {}
         self.news = asyncio.Event()
         self.subscriber: Subscriber | None = None
+        self.fd = -1
         self.is_paused = False
         self.is_closing = False
         self.slot = 0

@@ -29,6 +29,7 @@ class Connection:
         self._buffer: list[bytes] = []
         self._size = 0
         self.subscriber: Subscriber | None = None
+        self.fd = -1
         self.is_paused = False
         self.is_closing = False
         self.was_paused = False
