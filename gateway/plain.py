@@ -123,7 +123,17 @@ class EventStreamResponse(StreamingResponse):
             outbox.subscribers.append(self._service.start(self._joining, outbox, welcome(wire)))
             async with aclosing(outbox.parts()) as written:
                 async for parts in written:
-                    await send({"type": "http.response.body", "body": b"".join(parts), "more_body": True})
+                    if not await _was_sent(send, b"".join(parts)):
+                        return
         finally:
             outbox.lost()
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        await _was_sent(send, b"", is_last=True)
+
+
+async def _was_sent(send: Send, body: bytes, *, is_last: bool = False) -> bool:
+    """False when the connection is gone, which servers say in one of two ways: a reader that left is no error."""
+    try:
+        await send({"type": "http.response.body", "body": body, "more_body": not is_last})
+    except (OSError, RuntimeError):
+        return False
+    return True

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import redis
+import structlog
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 
@@ -22,6 +23,17 @@ from tests.support.waiting import wait_until_sync
 # A generated example has no deadline: on a busy machine it would be a timed test.
 hypothesis_settings.register_profile("arenacast", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 hypothesis_settings.load_profile("arenacast")
+
+
+# A process that configures its logs writes tracebacks as text. structlog's own default draws each with all its local
+# variables, which takes a busy machine a second per error, in the event loop under test.
+structlog.configure(
+    processors=[
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper("%H:%M:%S", utc=True),
+        structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
+    ]
+)
 
 
 @pytest.fixture(scope="session", autouse=True)
