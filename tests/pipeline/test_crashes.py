@@ -142,6 +142,9 @@ async def run_with_kills(
             await wait_until(lambda b=before: len(crowd.events) > b + 10, 30, "the load goes on")  # type: ignore[misc]
         await crowd.stop()
         await settle(pipeline, crowd, spectators)
+    except AssertionError:
+        print(pipeline.logs())
+        raise
     finally:
         for spectator in spectators:
             await spectator.stop()

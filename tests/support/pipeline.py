@@ -196,7 +196,7 @@ class Pipeline:
 
     def logs(self) -> str:
         """The end of everybody's output, for a failure's message."""
-        return "\n".join(f"--- {name}\n{process.log[-1500:]}" for name, process in self._processes.items())
+        return "\n".join(f"--- {name}\n{process.log[-4000:]}" for name, process in self._processes.items())
 
 
 def pipeline_settings(directory: Path, **changes: object) -> Settings:
