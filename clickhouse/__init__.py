@@ -9,6 +9,7 @@ What leaves      pages and replays of stored events for the gateway; tables and 
     rows         log entries -> rows: pure, deterministic
     writer       the exactly-once protocol: plan, insert, commit, and how each is taken up after a crash
     repair       what the protocol's deduplication cannot cover: which facts are already there, aggregates anew
+    aggregates   which views keep aggregates, and which part of one a batch can have touched
     queries      stored events in the order of the log
     embedded     ClickHouse's HTTP interface over the in-process engine, for one machine
 

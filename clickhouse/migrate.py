@@ -85,10 +85,12 @@ def read_migrations() -> list[Migration]:
 
 def pending(known: Sequence[Migration], applied: Mapping[int, str]) -> list[Migration]:
     """What is left to do, given number -> checksum of what was applied. Raises Fatal when that does not fit."""
-    newest = known[-1].number if known else 0
-    if applied and max(applied) > newest:
+    unknown = sorted(set(applied) - {item.number for item in known})
+    if unknown:
+        newest = known[-1].number if known else 0
         raise Fatal(
-            f"the database is at migration {max(applied)}, this version knows {newest}: it refuses to run backwards"
+            f"the database has migration {unknown[-1]}, which this version, at {newest}, does not know: "
+            "it refuses to run backwards"
         )
     edited = [str(item) for item in known if item.number in applied and applied[item.number] != item.checksum]
     if edited:

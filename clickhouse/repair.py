@@ -1,22 +1,20 @@
 """Looking at what ClickHouse holds, and mending what deduplication tokens cannot cover. See `writer` for when.
 
 Aggregates are computed anew with the SELECT of the very view that fills them, read from ClickHouse, so that there is
-one definition. A poll, or a match, belongs to one shard, whose writer is doing this: nobody else adds to it meanwhile.
-Readers may see an aggregate without its poll for the moment between deleting and computing it.
+one definition; `aggregates` says which parts. Readers may see an aggregate without such a part for the moment between
+deleting and computing it.
 """
 
 from collections.abc import Sequence
 
 from msgspec import Struct
 
+from clickhouse.aggregates import AGGREGATES, Aggregate, Scope
 from clickhouse.client import ClickHouse
-from clickhouse.tables import MAP_STATES, ROUNDS, VOTES, Row, Table
-from core.names import is_id
+from clickhouse.tables import Row, Table
 from core.position import EntryId
 
 _TIMEOUT_S = 300.0
-_POLLS_AT_ONCE = 100
-"""Polls in one statement: their ids travel in a setting, which is part of the request's URL."""
 
 _WITHIN = """
 shard = {shard:UInt8} AND stream_ms BETWEEN {after_ms:UInt64} AND {last_ms:UInt64}
@@ -89,46 +87,33 @@ async def missing_rows(
     return [row for row in rows if table.key_of(row) not in known]
 
 
-async def rebuild_aggregate(
-    clickhouse: ClickHouse, table: Table, shard: int, where: Range, rows: Sequence[Row]
-) -> None:
-    """Compute what depends on `rows` anew from raw. Repeating it, after a crash in its middle, is harmless."""
-    if table is VOTES:
-        at = table.columns.index("poll_id")
-        polls = sorted({str(row[at]) for row in rows})
-        for start in range(0, len(polls), _POLLS_AT_ONCE):
-            await _rebuild_polls(clickhouse, polls[start : start + _POLLS_AT_ONCE])
-    elif table in (ROUNDS, MAP_STATES):  # a newer version replaces an older one, an equal one changes nothing
-        name = "round_metrics" if table is ROUNDS else "map_metrics"
-        bounds = f"shard = {shard:d} AND stream_ms BETWEEN {where.after.ms:d} AND {where.last.ms:d}"
-        await _feed(clickhouse, table, name, bounds)
+async def rebuild_aggregates(clickhouse: ClickHouse, table: Table, shard: int, rows: Sequence[Row]) -> None:
+    """Compute what depends on `rows` of a shard anew from raw. Repeating it, after a crash half-way, is harmless."""
+    for aggregate in AGGREGATES:
+        if aggregate.raw is table and rows:
+            for scope in aggregate.scopes(shard, rows):
+                await rebuild(clickhouse, aggregate, scope)
 
 
-async def _rebuild_polls(clickhouse: ClickHouse, polls: Sequence[str]) -> None:
-    assert all(map(is_id, polls))
-    await clickhouse.command(
-        "DELETE FROM votes_per_minute_store WHERE poll_id IN {polls:Array(String)}",
-        {"polls": list(polls)},
-        settings={"lightweight_deletes_sync": 2},
-        timeout_s=_TIMEOUT_S,
-    )
-    names = ", ".join(f"'{poll}'" for poll in polls)  # ids hold nothing that needs a quote
-    await _feed(clickhouse, VOTES, "votes_per_minute", f"poll_id IN ({names})")
-
-
-async def _feed(clickhouse: ClickHouse, raw: Table, name: str, only: str) -> None:
-    """Run the SELECT of a view over some of the raw rows, into its target."""
+async def rebuild(clickhouse: ClickHouse, aggregate: Aggregate, scope: Scope) -> None:
+    """Compute a part of an aggregate anew from raw."""
+    if scope.target:
+        await clickhouse.command(
+            f"DELETE FROM {aggregate.target} WHERE {scope.target}",  # noqa: S608 - our own names and numbers
+            settings={"lightweight_deletes_sync": 2},
+            timeout_s=_TIMEOUT_S,
+        )
     select = await clickhouse.query(
         "SELECT as_select, database FROM system.tables WHERE database = currentDatabase() AND name = {name:String}",
-        {"name": f"{name}_feed"},
+        {"name": aggregate.feed},
     )
     await clickhouse.command(
-        f"INSERT INTO {name}_store {select[0][0]}",  # ClickHouse's own text of our view
+        f"INSERT INTO {aggregate.target} {select[0][0]}",  # ClickHouse's own text of our view
         settings={
             "async_insert": 0,
             "insert_deduplicate": 0,
             "deduplicate_insert": "disable",  # an equal block of an earlier repair would be dropped as a repeat
-            "additional_table_filters": {f"{select[0][1]}.{raw.name}": only},
+            "additional_table_filters": {f"{select[0][1]}.{aggregate.raw.name}": scope.raw},
         },
         timeout_s=_TIMEOUT_S,
     )

@@ -11,11 +11,23 @@ from collections.abc import Callable, Sequence
 from msgspec import Struct
 
 from clickhouse.instants import clamp_ms, to_ms
-from clickhouse.tables import MAP_STATES, MATCH_EVENTS, POLL_STATES, PREDICTIONS, ROUNDS, VOTES, Row
+from clickhouse.tables import (
+    APPLIED_BATCHES,
+    MAP_STATES,
+    MATCH_EVENTS,
+    MATCH_STATES,
+    POLL_STATES,
+    PREDICTIONS,
+    ROUNDS,
+    TABLES,
+    VOTES,
+    Row,
+)
 from core.digest import event_hash, vote_hash
 from core.errors import Poison
 from core.events import Entry, decode_match_event, decode_vote, parse_entry
-from core.updates import Fact, MapState, PollState, Prediction, Round, decode_update
+from core.position import parse_entry_id
+from core.updates import Fact, MapState, PollState, Prediction, Round, SeriesState, Update, decode_update
 
 SCHEMA = 1
 """Goes up when the same entry gives other rows than before; a plan of another version is not redone (see `writer`)."""
@@ -27,7 +39,7 @@ DEAD_MAX = 500
 """Dead letters of one batch, which ends after that many: they are written by one script, and more than a few mean
 that something is wrong with us rather than with them."""
 
-_U16_MAX = 65_535
+_U8_MAX, _U16_MAX = 255, 65_535
 _WEIGHT = 1
 _REVISION = 1
 
@@ -59,11 +71,13 @@ def from_events(shard: int, epoch: int, entries: Sequence[RawEntry]) -> Rows:
 
 
 def from_updates(shard: int, entries: Sequence[RawEntry]) -> Rows:
-    """Rows of `updates:{s}`: its facts. Each carries the epoch of its update."""
-    tables: dict[str, list[Row]] = {table.name: [] for table in (PREDICTIONS, ROUNDS, MAP_STATES, POLL_STATES)}
+    """Rows of `updates:{s}`: its facts, and how long the batch took. Each carries the epoch of its update."""
+    tables: dict[str, list[Row]] = {table.name: [] for table in TABLES["updates"]}
 
-    def add(_raw_id: bytes, fields: dict[bytes, bytes]) -> None:
+    def add(raw_id: bytes, fields: dict[bytes, bytes]) -> None:
         update = decode_update(fields)
+        if update.messages:
+            tables[APPLIED_BATCHES.name].append(_applied_batch(shard, raw_id, update))
         for fact in update.facts:
             name, values = _FACTS[type(fact)](fact)
             tables[name].append((shard, update.epoch, fact.ms, fact.seq, fact.k, *values, clamp_ms(fact.ts_ms)))
@@ -113,8 +127,21 @@ def _match_event(shard: int, epoch: int, entry: Entry) -> Row:
     )  # fmt: skip
 
 
+def _applied_batch(shard: int, raw_id: bytes, update: Update) -> Row:
+    ms, seq = parse_entry_id(raw_id)
+    received_us = min(message.received_us for message in update.messages)
+    return (
+        shard, update.epoch, ms, seq, len(update.messages), clamp_ms(received_us // 1000),
+        clamp_ms(update.applied_us // 1000),
+    )  # fmt: skip
+
+
 def _u16(number: int) -> int:
     return max(0, min(_U16_MAX, number))
+
+
+def _u8(number: int) -> int:
+    return max(0, min(_U8_MAX, number))
 
 
 def _prediction(fact: Prediction) -> tuple[str, Row]:
@@ -135,6 +162,13 @@ def _map_state(fact: MapState) -> tuple[str, Row]:
     )  # fmt: skip
 
 
+def _match_state(fact: SeriesState) -> tuple[str, Row]:
+    return MATCH_STATES.name, (
+        fact.match_id, fact.status, fact.winner, _u8(fact.num_maps), fact.team1, fact.team2, _u16(fact.maps_team1),
+        _u16(fact.maps_team2),
+    )  # fmt: skip
+
+
 def _poll_state(fact: PollState) -> tuple[str, Row]:
     return POLL_STATES.name, (
         fact.poll_id, fact.status, fact.title, fact.voting, fact.match_id, list(fact.options.items())
@@ -145,5 +179,6 @@ _FACTS: dict[type[Fact], Callable[..., tuple[str, Row]]] = {
     Prediction: _prediction,
     Round: _round,
     MapState: _map_state,
+    SeriesState: _match_state,
     PollState: _poll_state,
 }

@@ -149,6 +149,31 @@ MAP_STATES = Table(
     ("stream_ms", "stream_seq", "stream_k", "map_id"),
 )
 
+MATCH_STATES = Table(
+    "match_states",
+    pa.schema(
+        [
+            *_DERIVED,
+            ("match_id", pa.string()),
+            ("status", pa.string()),
+            ("winner", pa.string()),
+            ("num_maps", pa.uint8()),
+            ("team1", pa.string()),
+            ("team2", pa.string()),
+            ("maps_team1", pa.uint16()),
+            ("maps_team2", pa.uint16()),
+            ("ts", _INSTANT),
+        ]
+    ),
+    ("stream_ms", "stream_seq", "stream_k", "match_id"),
+)
+
+APPLIED_BATCHES = Table(
+    "applied_batches",
+    pa.schema([*_POSITION, ("messages", pa.uint32()), ("received_at", _INSTANT), ("applied_at", _INSTANT)]),
+    ("stream_ms", "stream_seq"),
+)
+
 POLL_STATES = Table(
     "poll_states",
     pa.schema(
@@ -168,6 +193,6 @@ POLL_STATES = Table(
 
 TABLES: dict[str, tuple[Table, ...]] = {
     "events": (VOTES, MATCH_EVENTS),
-    "updates": (PREDICTIONS, ROUNDS, MAP_STATES, POLL_STATES),
+    "updates": (PREDICTIONS, ROUNDS, MAP_STATES, MATCH_STATES, POLL_STATES, APPLIED_BATCHES),
 }
 """Tables that a log fills."""

@@ -270,7 +270,7 @@ class Writer:
             if missing:
                 token = plan.token(self._shard, self._log, table.name)
                 await self._insert(table, missing, f"{token}:missing:{len(missing)}:{missing[0][2:4]}")
-            await repair.rebuild_aggregate(self._clickhouse, table, self._shard, _range(plan), rows)
+            await repair.rebuild_aggregates(self._clickhouse, table, self._shard, rows)
             self._logger.error(
                 "archived by looking", table=table.name, first=plan.first, last=plan.last, rows=len(rows),
                 missing=len(missing),

@@ -29,7 +29,7 @@ from core.events import (
     decode_vote,
 )
 from core.names import SERIES, match_topic, parse_topic
-from core.updates import Fact, MapState, Message, PollState, Prediction, Round
+from core.updates import Fact, MapState, Message, PollState, Prediction, Round, SeriesState
 
 State = Poll | Cs2Map | Series
 Argument = str | bytes | int
@@ -324,6 +324,8 @@ class BatchReducer:
             self._emit(entry, k, topic, "state", True, _encode(state.view()), entry.received_us)
             if isinstance(state, Cs2Map):
                 self._out.facts.append(_map_fact(entry, k, state))
+            else:
+                self._out.facts.append(_series_fact(entry, k, state))
         if state.status == "finished":
             if before != "finished":
                 self._set_timer("idle", topic, None)
@@ -433,4 +435,11 @@ def _map_fact(entry: Entry, k: int, state: Cs2Map) -> MapState:
     return MapState(
         entry.id.ms, entry.id.seq, k, state.match_id, state.map_id, state.map_name, state.status, state.winner or "",
         state.score1 + state.score2, state.name1, state.name2, state.score1, state.score2, entry.id.ms,
+    )  # fmt: skip
+
+
+def _series_fact(entry: Entry, k: int, state: Series) -> SeriesState:
+    return SeriesState(
+        entry.id.ms, entry.id.seq, k, state.match_id, state.status, state.winner or "", state.num_maps or 0,
+        state.name1, state.name2, state.score1, state.score2, entry.id.ms,
     )  # fmt: skip

@@ -89,6 +89,26 @@ class MapState(Struct, array_like=True, frozen=True, tag="map"):
     ts_ms: int
 
 
+class SeriesState(Struct, array_like=True, frozen=True, tag="series"):
+    """Summary of a match around its maps after a change: the highest (ms, seq) of a match counts.
+
+    `num_maps` is 0 while nobody said how many there are at most.
+    """
+
+    ms: int
+    seq: int
+    k: int
+    match_id: str
+    status: str
+    winner: str
+    num_maps: int
+    team1: str
+    team2: str
+    maps_team1: int
+    maps_team2: int
+    ts_ms: int
+
+
 class PollState(Struct, array_like=True, frozen=True, tag="poll"):
     """A poll's lifecycle: written when its definition or status changes."""
 
@@ -104,7 +124,7 @@ class PollState(Struct, array_like=True, frozen=True, tag="poll"):
     ts_ms: int
 
 
-Fact = Prediction | Round | MapState | PollState
+Fact = Prediction | Round | MapState | SeriesState | PollState
 
 
 class Update(Struct, array_like=True, frozen=True):

@@ -3,7 +3,12 @@
 --
 -- (shard, stream_epoch, stream_ms, stream_seq) is the identity of a vote. Sorted by poll and option, because every
 -- question is about polls, and because it makes the two ids cost nothing; time comes next as the log's own.
--- The three hashes are incompressible: 24 of the 27 bytes a row takes after merge.
+-- The three hashes are incompressible: 24 of the 27 bytes a row takes after merge (loadtests.bench_schema prints them).
+-- archived_at is ClickHouse's clock at the insert, for the latency of the archive: the writer does not send it.
+--
+-- voter_hash is the one personal datum here (a keyed hash), and goes after 400 days: long enough to compare an event
+-- with last year's. The vote itself stays, it is the result. Partitions are months, because a part may then be dropped
+-- or backed up by month, and an insert of a backlog touches two of them instead of a hundred days.
 CREATE TABLE IF NOT EXISTS votes {on_cluster}
 (
     shard        UInt8                  CODEC(ZSTD(1)),
@@ -12,13 +17,14 @@ CREATE TABLE IF NOT EXISTS votes {on_cluster}
     stream_seq   UInt64                 CODEC(T64, ZSTD(1)),
     poll_id      LowCardinality(String) CODEC(ZSTD(1)),
     option_id    LowCardinality(String) CODEC(ZSTD(1)),
-    voter_hash   UInt64                 CODEC(NONE),
+    voter_hash   UInt64                 CODEC(NONE) TTL toDateTime(received_at) + INTERVAL 400 DAY,
     event_hash   UInt64                 CODEC(NONE),
     vote_hash    UInt64                 CODEC(NONE),
     weight       UInt16 DEFAULT 1       CODEC(T64, ZSTD(1)),
     source       LowCardinality(String) CODEC(ZSTD(1)),
     ts           DateTime64(3, 'UTC')   CODEC(DoubleDelta, ZSTD(1)),
     received_at  DateTime64(3, 'UTC')   CODEC(DoubleDelta, ZSTD(1)),
+    archived_at  DateTime64(3, 'UTC') DEFAULT now64(3, 'UTC') CODEC(DoubleDelta, ZSTD(1)),
     INDEX stream_position stream_ms TYPE minmax GRANULARITY 4
 )
 ENGINE = {replicated}MergeTree
@@ -58,3 +64,11 @@ SELECT poll_id, option_id, source, minute, sum(votes) AS votes, uniqCombined64Me
        sum(weight) AS weight, sum(digest) AS digest
 FROM votes_per_minute_store
 GROUP BY poll_id, option_id, source, minute;
+
+-- Where a poll stands: one row per option. voters is exact up to 32,768 (uniqCombined64 keeps a set until then) and
+-- within about 0.2 % beyond. Rejected votes are counted here; the poll's rules are applied in its hot state.
+CREATE VIEW IF NOT EXISTS poll_totals {on_cluster} AS
+SELECT poll_id, option_id, sum(votes) AS votes, uniqCombined64Merge(20)(voters) AS voters, sum(weight) AS weight,
+       sum(digest) AS digest, min(minute) AS first_minute, max(minute) AS last_minute
+FROM votes_per_minute_store
+GROUP BY poll_id, option_id;

@@ -18,6 +18,7 @@ CREATE TABLE IF NOT EXISTS match_events {on_cluster}
     source       LowCardinality(String) CODEC(ZSTD(1)),
     ts           DateTime64(3, 'UTC')   CODEC(DoubleDelta, ZSTD(1)),
     received_at  DateTime64(3, 'UTC')   CODEC(DoubleDelta, ZSTD(1)),
+    archived_at  DateTime64(3, 'UTC') DEFAULT now64(3, 'UTC') CODEC(DoubleDelta, ZSTD(1)),
     payload      String                 CODEC(ZSTD(3)),
     INDEX stream_position stream_ms TYPE minmax GRANULARITY 4
 )

@@ -19,3 +19,12 @@ ENGINE = {replicated}MergeTree
 PARTITION BY toYYYYMM(ts)
 ORDER BY (poll_id, stream_ms, stream_seq, stream_k)
 SETTINGS {deduplication}, {durability};
+
+-- Each poll as it stands, or ended. A poll has a handful of rows, so the newest is looked for instead of kept.
+CREATE VIEW IF NOT EXISTS polls {on_cluster} AS
+SELECT poll_id, argMax(status, position) AS status, argMax(title, position) AS title,
+       argMax(voting, position) AS voting, argMax(match_id, position) AS match_id,
+       argMax(options, position) AS options, min(ts) AS created_at, max(ts) AS changed_at,
+       minOrNullIf(ts, states.status = 'open') AS opened_at, maxOrNullIf(ts, states.status = 'closed') AS closed_at
+FROM (SELECT *, (stream_ms, stream_seq, stream_epoch, stream_k) AS position FROM poll_states) AS states
+GROUP BY poll_id;

@@ -16,7 +16,7 @@ from clickhouse.tables import MAP_STATES, MATCH_EVENTS, ROUNDS, TABLES, VOTES, T
 from core.digest import event_hash, vote_hash
 from core.events import EntryKind, MatchEvent, Vote, header
 from core.position import EntryId
-from core.updates import Fact, MapState, PollState, Prediction, Round, Update, encode_update
+from core.updates import Fact, MapState, Message, PollState, Prediction, Round, SeriesState, Update, encode_update
 
 RECEIVED_US = 1_795_300_000_123_456
 ALL_TABLES = {table.name: table for group in TABLES.values() for table in group}
@@ -170,6 +170,7 @@ def test_facts_go_to_their_tables_with_their_own_positions() -> None:
                 Round(6, 0, 2, "m", "1", 1, "team1", "x", 1, 0, False, 6),
                 MapState(6, 0, 2, "m", "1", "de_dust2", "live", "", 1, "A", "B", 1, 0, 6),
                 Prediction(6, 0, 3, "m", "1", 1, 0.625, "mr12", 6),
+                SeriesState(6, 0, 4, "m", "live", "", 3, "A", "B", 1, 0, 6),
                 epoch=4,
             )
         ],
@@ -179,10 +180,18 @@ def test_facts_go_to_their_tables_with_their_own_positions() -> None:
         "rounds": (2, 4, 6, 0, 2),
         "map_states": (2, 4, 6, 0, 2),
         "predictions": (2, 4, 6, 0, 3),
+        "match_states": (2, 4, 6, 0, 4),
     }
     for name, rows in found.tables.items():
         with pa.ipc.open_file(ALL_TABLES[name].encode(rows)) as file:
             assert file.read_all().num_rows == 1
+
+
+def test_a_batch_with_messages_says_how_long_it_took() -> None:
+    messages = [Message("poll.p", "tally", True, 8, 0, 1, b"{}", us, "c") for us in (7_000_999, 6_000_000)]
+    encoded = encode_update(Update(4, EntryId(1, 0), EntryId(0, 0), 9_500_000, messages, []))
+    found = from_updates(2, [(b"9-1", {b"u": encoded}), update()])
+    assert found.tables == {"applied_batches": [(2, 4, 9, 1, 2, 6_000, 9_500)]}
 
 
 def test_absurd_numbers_are_held_within_their_columns() -> None:
@@ -192,14 +201,15 @@ def test_absurd_numbers_are_held_within_their_columns() -> None:
             update(
                 Round(6, 0, 2, "m", "1", -1, "team1", "x", 10**12, -5, False, 6),
                 MapState(6, 0, 2, "m", "1", "", "live", "", 99999, "A", "B", 70000, -1, 10**18),
+                SeriesState(6, 0, 4, "m", "live", "", 300, "A", "B", 70000, -1, 10**18),
             )
         ],
     )
     a_round, a_map = (as_dict(table, found.tables[table.name][0]) for table in (ROUNDS, MAP_STATES))
     assert (a_round["round_no"], a_round["score_team1"], a_round["score_team2"]) == (0, 65535, 0)
     assert (a_map["round_no"], a_map["score_team1"], a_map["score_team2"]) == (65535, 65535, 0)
-    ROUNDS.encode(found.tables["rounds"])
-    MAP_STATES.encode(found.tables["map_states"])
+    for name, rows in found.tables.items():
+        ALL_TABLES[name].encode(rows)
 
 
 def test_keys_of_derived_facts_do_not_depend_on_the_epoch() -> None:
@@ -212,4 +222,4 @@ def test_keys_of_derived_facts_do_not_depend_on_the_epoch() -> None:
 
 
 def test_every_kind_of_fact_has_a_table() -> None:
-    assert set(module._FACTS) == {Prediction, Round, MapState, PollState}
+    assert set(module._FACTS) == {Prediction, Round, MapState, SeriesState, PollState}
