@@ -1,53 +1,47 @@
-"""Stored events of a match, in the order of the log.
-
-Read page by page, also for a replay: a slow reader then holds no query open in ClickHouse and no more than a page in
-memory, and a failure is an exception before the page instead of a broken body in the middle of it.
+"""Stored events of a match, in the order of the log: what ClickHouse holds, in chunks of bounded size.
 
 Order: (stream_ms, stream_seq, stream_epoch), which is how `match_events` is sorted; all maps of a match share a shard,
-so this is the order of its log. A position in it never changes, so pages are stable while new events arrive.
+and one entry of the log is one event, so this is the order of its log. A place in it never changes.
+
+Everything is read chunk by chunk: a slow reader then holds no query open in ClickHouse and no more than a chunk in
+memory, and a failure is an exception before the chunk instead of a broken body in the middle of it. What of the newest
+events is final here, and what comes after them, is for `clickhouse.history` to say.
 """
 
-import asyncio
 import re
-import time
-from collections.abc import AsyncIterator
-from datetime import datetime
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
+import pyarrow as pa
 from msgspec import Struct
 
 from clickhouse.client import ClickHouse
-from clickhouse.instants import MS_MAX, MS_MIN, to_ms
+from clickhouse.instants import MS_MAX, MS_MIN
+from core.position import EntryId
 
-LIMIT_MAX = 1000
-"""Events of one page."""
+CHUNK_BYTES_MAX = 8 * 1024 * 1024
+"""A chunk ends early rather than exceed this (it holds one event at least): events may have 256 KB each."""
 
-PAGE_BYTES_MAX = 8 * 1024 * 1024
-"""A page ends early rather than exceed this (it holds one event at least): events may have 256 KB each."""
+_NUMBER_MAX = 2**63 - 1
+_PLACE = re.compile(r"([0-9]{1,19})\.([0-9]{1,19})\.([0-9]{1,19})\Z")
 
-SPEED_MIN, SPEED_MAX = 0.1, 1000.0
-"""Bounds of a replay's speed."""
-
-GAP_MAX_S = 3600.0
-"""A paced replay waits no longer than this between two events, whatever the pause in the match was."""
-
-_POSITION = re.compile(r"([0-9]{1,19})\.([0-9]{1,19})\.([0-9]{1,19})\Z")
-
-_PAGE = """
-SELECT stream_ms, stream_seq, stream_epoch, toUnixTimestamp64Milli(received_at) AS received_ms, payload, found
+_CHUNK = """
+SELECT COLUMNS, found
 FROM
 (
     SELECT *, count() OVER () AS found, sum(length(payload)) OVER
         (ORDER BY stream_ms, stream_seq, stream_epoch ROWS UNBOUNDED PRECEDING) - length(payload) AS bytes_before
     FROM
     (
-        SELECT stream_ms, stream_seq, stream_epoch, received_at, payload
+        SELECT stream_ms, stream_seq, stream_epoch, event_id, map_id, type, revision, received_at, payload
         FROM match_events
         WHERE match_id = {match_id:String}
           AND (stream_ms, stream_seq, stream_epoch) > ({ms:UInt64}, {seq:UInt64}, {epoch:UInt64})
-          AND stream_ms >= {ms:UInt64}
+          AND (stream_ms, stream_seq) <= ({last_ms:UInt64}, {last_seq:UInt64})
+          AND stream_ms >= {ms:UInt64} AND stream_ms <= {last_ms:UInt64}
           AND ({map_id:String} = '' OR map_id = {map_id:String})
-          AND received_at >= fromUnixTimestamp64Milli({from_ms:Int64})
-          AND received_at < fromUnixTimestamp64Milli({to_ms:Int64})
+          AND received_at >= fromUnixTimestamp64Milli({since_ms:Int64})
+          AND received_at < fromUnixTimestamp64Milli({until_ms:Int64})
         ORDER BY stream_ms, stream_seq, stream_epoch
         LIMIT {rows:UInt32}
     )
@@ -56,98 +50,141 @@ WHERE bytes_before < {bytes_max:UInt64}
 ORDER BY stream_ms, stream_seq, stream_epoch
 """
 
+_EVENTS = _CHUNK.replace(
+    "COLUMNS",
+    "stream_ms, stream_seq, stream_epoch, event_id, map_id, type, revision, "
+    "toUnixTimestamp64Milli(received_at) AS received_ms, payload",
+)
+_LINES = _CHUNK.replace("COLUMNS", "stream_ms, stream_seq, stream_epoch, concat(payload, '\\n') AS line")
+
+
+class Place(NamedTuple):
+    """Where an event stands in the order of its log. Its text is opaque to clients: they give it back as `after`."""
+
+    ms: int
+    seq: int
+    epoch: int
+
+    def __str__(self) -> str:
+        return f"{self.ms}.{self.seq}.{self.epoch}"
+
+    @property
+    def entry(self) -> EntryId:
+        """Id of the log entry."""
+        return EntryId(self.ms, self.seq)
+
+
+BEGINNING = Place(0, 0, 0)
+END = EntryId(_NUMBER_MAX, _NUMBER_MAX)
+
+
+def parse_place(text: str) -> Place:
+    """Read the text of a place. Raises ValueError, with a text fit for the client, when it is not one."""
+    match = _PLACE.match(text)
+    if match is None or any(int(number) > _NUMBER_MAX for number in match.groups()):
+        raise ValueError("after must be a position that a page gave as next")
+    return Place(*map(int, match.groups()))
+
+
+class Asked(Struct, frozen=True):
+    """Which events of a match: of all its maps or one, received in [since, until), in Unix ms."""
+
+    match_id: str
+    map_id: str | None = None
+    since_ms: int = MS_MIN
+    until_ms: int = MS_MAX
+
 
 class StoredEvent(Struct, frozen=True, gc=False):
-    """One event as it was streamed. `position` is opaque: give it back as `after`."""
+    """One event; `payload` is its JSON exactly as it was streamed, on one line."""
 
-    position: str
+    place: Place
+    event_id: str
+    map_id: str
+    type: str
+    revision: int
     received_ms: int
     payload: bytes
 
 
-class Page(Struct, frozen=True):
-    """Events in log order. `next` is the `after` of the following page, None when there was nothing more."""
+class Lines(Struct, frozen=True):
+    """Events as NDJSON. `last` is the place of the last one, None when there are none."""
 
-    events: list[StoredEvent]
-    next: str | None
+    body: bytes
+    count: int
+    last: Place | None
+    has_more: bool
 
 
-async def events_page(
+async def stored_events(
     clickhouse: ClickHouse,
-    match_id: str,
+    asked: Asked,
+    after: Place = BEGINNING,
     *,
-    map_id: str | None = None,
-    since: datetime | None = None,
-    until: datetime | None = None,
-    limit: int = 100,
-    after: str | None = None,
-) -> Page:
-    """One page of a match's events, received in [since, until), strictly after the position `after`.
+    last: EntryId = END,
+    rows: int = 1000,
+    bytes_max: int = CHUNK_BYTES_MAX,
+) -> tuple[list[StoredEvent], bool]:
+    """The next events strictly after `after`, up to `last`, in order; and whether there are more in ClickHouse.
 
-    `since` and `until` must know their zone. A match nobody knows is an empty page. Raises ValueError, with a text fit
-    for the client, for a malformed `after` or `limit`, and Retry when ClickHouse is away.
+    A match nobody knows has none. Raises Retry when ClickHouse is away.
     """
-    if not 1 <= limit <= LIMIT_MAX:
-        raise ValueError(f"limit must be between 1 and {LIMIT_MAX}")
-    ms, seq, epoch = _parse_position(after)
-    rows = await clickhouse.query(
-        _PAGE,
-        {
-            "match_id": match_id,
-            "map_id": map_id or "",
-            "ms": ms,
-            "seq": seq,
-            "epoch": epoch,
-            "from_ms": MS_MIN if since is None else to_ms(since),
-            "to_ms": MS_MAX if until is None else to_ms(until),
-            "rows": limit + 1,  # one more, to know whether there is more
-            "bytes_max": PAGE_BYTES_MAX,
-        },
-        formats={"payload": "bytes"},
-    )
+    table = await _chunk(clickhouse, _EVENTS, asked, after, last, rows, bytes_max)
+    columns = [column.to_pylist() for column in table.columns]
     events = [
-        StoredEvent(f"{ms}.{seq}.{epoch}", received_ms, payload)
-        for ms, seq, epoch, received_ms, payload, _ in rows[:limit]
-    ]
-    has_more = bool(rows) and rows[0][5] > len(events)
-    return Page(events, events[-1].position if has_more else None)
+        StoredEvent(
+            Place(ms, seq, epoch), event_id.decode(), map_id.decode(), type_.decode(), revision, received_ms, payload
+        )
+        for ms, seq, epoch, event_id, map_id, type_, revision, received_ms, payload in zip(*columns[:-1], strict=True)
+    ][:rows]
+    return events, _has_more(table, len(events))
 
 
-async def replay(
-    clickhouse: ClickHouse, match_id: str, *, map_id: str | None = None, speed: float | None = None
-) -> AsyncIterator[bytes]:
-    """Every stored event of a match as NDJSON, in log order: each item is one or more whole lines.
-
-    With `speed` (`SPEED_MIN` to `SPEED_MAX`; 1 = as it was received) each item is one line and comes when it is due;
-    without it they come as fast as they are taken. Raises ValueError for a speed out of bounds, at the first item, and
-    Retry when ClickHouse goes away: what was given until then is whole lines in order.
-    """
-    if speed is not None and not SPEED_MIN <= speed <= SPEED_MAX:
-        raise ValueError(f"speed must be between {SPEED_MIN:g} and {SPEED_MAX:g}")
-    after: str | None = None
-    previous_ms: int | None = None
-    due_s = time.monotonic()
-    while True:
-        page = await events_page(clickhouse, match_id, map_id=map_id, limit=LIMIT_MAX, after=after)
-        if speed is None and page.events:
-            yield b"\n".join(event.payload for event in page.events) + b"\n"
-        elif speed is not None:
-            for event in page.events:
-                pause_s = (event.received_ms - (previous_ms or event.received_ms)) / 1000 / speed
-                due_s += min(GAP_MAX_S, max(0.0, pause_s))
-                previous_ms = event.received_ms
-                await asyncio.sleep(max(0.0, due_s - time.monotonic()))
-                yield event.payload + b"\n"
-        if page.next is None:
-            return
-        after = page.next
+async def stored_lines(
+    clickhouse: ClickHouse,
+    asked: Asked,
+    after: Place = BEGINNING,
+    *,
+    last: EntryId = END,
+    rows: int = 1000,
+    bytes_max: int = CHUNK_BYTES_MAX,
+) -> Lines:
+    """What `stored_events` gives, as whole lines. Hot path: ClickHouse builds the lines, one buffer is sliced here, no
+    Python object is made per event (`loadtests.bench_history`)."""
+    table = await _chunk(clickhouse, _LINES, asked, after, last, rows, bytes_max)
+    table = table.slice(0, rows)
+    if not len(table):
+        return Lines(b"", 0, None, False)
+    ms, seq, epoch = (table.column(index)[-1].as_py() for index in range(3))
+    body = b"".join(map(_buffer, table.column(3).chunks))
+    return Lines(body, len(table), Place(ms, seq, epoch), _has_more(table, len(table)))
 
 
-def _parse_position(text: str | None) -> tuple[int, int, int]:
-    if text is None:
-        return 0, 0, 0
-    match = _POSITION.match(text)
-    if match is None:
-        raise ValueError("after must be a position that a page gave as next")
-    ms, seq, epoch = map(int, match.groups())
-    return ms, seq, epoch
+async def _chunk(
+    clickhouse: ClickHouse, sql: str, asked: Asked, after: Place, last: EntryId, rows: int, bytes_max: int
+) -> pa.Table:
+    parameters: Mapping[str, Any] = {
+        "match_id": asked.match_id,
+        "map_id": asked.map_id or "",
+        "ms": after.ms,
+        "seq": after.seq,
+        "epoch": after.epoch,
+        "last_ms": last.ms,
+        "last_seq": last.seq,
+        "since_ms": asked.since_ms,
+        "until_ms": asked.until_ms,
+        "rows": rows + 1,  # one more, to know whether there is more
+        "bytes_max": bytes_max,
+    }
+    return await clickhouse.arrow(sql, parameters)
+
+
+def _has_more(table: pa.Table, used: int) -> bool:
+    return len(table) > 0 and int(table.column(table.num_columns - 1)[0].as_py()) > used
+
+
+def _buffer(lines: pa.Array) -> memoryview:
+    """All values of a binary array, one after the other, without copying them."""
+    _, offsets, data = lines.buffers()
+    starts = memoryview(offsets).cast("i" if pa.types.is_binary(lines.type) else "q")
+    return memoryview(data)[starts[lines.offset] : starts[lines.offset + len(lines)]]

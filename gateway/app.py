@@ -13,6 +13,7 @@ import uvloop
 from starlette.applications import Starlette
 
 from clickhouse.client import ClickHouse
+from clickhouse.history import History
 from core import http, logs
 from core.errors import Fatal, Retry
 from core.problem import HANDLERS
@@ -40,7 +41,7 @@ def make_app(service: Service, client: Redis, clickhouse: ClickHouse) -> Any:
         *ws.routes(service),
         *updates.routes(service),
         *state.routes(service, Listing(client, service.shards)),
-        *history.routes(clickhouse),
+        *history.routes(History(clickhouse, client, service.shards)),
         *http.operations({"redis": _redis_check(service, client), "clickhouse": _clickhouse_check(clickhouse)}),
         *contract.routes(service.settings),
         *site.routes(),

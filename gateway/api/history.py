@@ -10,13 +10,14 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from clickhouse.client import ClickHouse
-from clickhouse.queries import LIMIT_MAX, SPEED_MAX, SPEED_MIN, events_page, replay
+from clickhouse.history import LIMIT_MAX, History
+from clickhouse.instants import MS_MAX, MS_MIN, to_ms
+from clickhouse.queries import BEGINNING, Asked, Place, StoredEvent, parse_place
+from clickhouse.replay import SPEED_MAX, SPEED_MIN, lines, paced, pages
 from core import logs
 from core.errors import Retry
 from core.names import is_id
 from core.problem import Problem
-from gateway.frames import encode_json
 
 LIMIT_DEFAULT = 100
 
@@ -38,41 +39,32 @@ class ReplayQuery(Struct):
     speed: Annotated[float, Meta(ge=SPEED_MIN, le=SPEED_MAX)] | None = None
 
 
-def routes(clickhouse: ClickHouse) -> list[Route]:
+def routes(history: History) -> list[Route]:
     """The endpoints."""
 
     async def events(request: Request) -> Response:
-        match_id = _match_id(request)
         query = _query(request, EventsQuery)
-        try:
-            page = await events_page(
-                clickhouse,
-                match_id,
-                map_id=query.map_id,
-                since=query.since,
-                until=query.until,
-                limit=query.limit,
-                after=query.after,
-            )
-        except ValueError as error:
-            raise Problem(400, str(error)) from None
+        asked = Asked(_match_id(request), query.map_id, _ms(query.since, MS_MIN), _ms(query.until, MS_MAX))
+        page = await history.page(asked, _place(query.after), limit=query.limit)
         body = b'{"events":[%b],"next":%b}' % (
             b",".join(event.payload for event in page.events),
-            encode_json(page.next),
+            b"null" if page.next is None else b'"%s"' % str(page.next).encode(),
         )
         return Response(body, media_type="application/json")
 
     async def replay_match(request: Request) -> Response:
-        match_id = _match_id(request)
         query = _query(request, ReplayQuery)
-        lines = replay(clickhouse, match_id, map_id=query.map_id, speed=query.speed)
-        try:
-            first = await anext(lines, b"")  # so that a ClickHouse that is away is a 503 and not half an answer
-        except ValueError as error:
-            raise Problem(400, str(error)) from None
-        return StreamingResponse(_body(first, lines), media_type="application/x-ndjson")
+        asked = Asked(_match_id(request), query.map_id)
+        body = lines(history, asked) if query.speed is None else _lines(paced(pages(history, asked), query.speed))
+        first = await anext(body, b"")  # so that a ClickHouse that is away is a 503 and not half an answer
+        return StreamingResponse(_body(first, body), media_type="application/x-ndjson")
 
     return [Route("/api/v1/events/{match_id}", events), Route("/api/v1/replay/{match_id}", replay_match)]
+
+
+async def _lines(batches: AsyncIterator[list[StoredEvent]]) -> AsyncIterator[bytes]:
+    async for batch in batches:
+        yield b"".join(event.payload + b"\n" for event in batch)
 
 
 async def _body(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -91,6 +83,19 @@ def _match_id(request: Request) -> str:
     if not is_id(match_id):
         raise Problem(404, "match_id is not an id")
     return match_id
+
+
+def _place(text: str | None) -> Place:
+    if text is None:
+        return BEGINNING
+    try:
+        return parse_place(text)
+    except ValueError as error:
+        raise Problem(400, str(error)) from None
+
+
+def _ms(moment: datetime | None, default: int) -> int:
+    return default if moment is None else to_ms(moment)
 
 
 _Query = TypeVar("_Query", EventsQuery, ReplayQuery)

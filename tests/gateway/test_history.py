@@ -11,14 +11,12 @@ import pytest
 
 from clickhouse.client import ClickHouse
 from clickhouse.migrate import migrate
-from clickhouse.tables import MATCH_EVENTS
 from core.settings import Settings
 from tests.gateway.output_log import OutputLog
 from tests.gateway.server import running_gateway
+from tests.support.stored_events import Stored
 
 pytestmark = [pytest.mark.redis, pytest.mark.clickhouse]
-
-T0 = 1_795_300_000_000
 
 
 @pytest.fixture
@@ -26,11 +24,9 @@ async def client(settings: Settings, log: OutputLog, clickhouse_url: str) -> Asy
     database = urlsplit(clickhouse_url)._replace(path=f"/test_{secrets.token_hex(6)}").geturl()
     await migrate(msgspec.structs.replace(settings, clickhouse_url=database))
     clickhouse = ClickHouse(database)
-    rows = [
-        (0, 1, T0 + n, 0, f"e{n}", "m1", str(n % 2), 0, "round_end", 1, "api", T0 + n, T0 + n, b'{"n":%d}' % n)
-        for n in range(25)
-    ]
-    await clickhouse.insert("match_events", MATCH_EVENTS.columns, MATCH_EVENTS.encode(rows), {}, timeout_s=30.0)
+    stored = Stored(clickhouse)
+    for n in range(25):
+        await stored.add((n, 0), map_id=str(n % 2), payload=b'{"n":%d}' % n)
     try:
         with running_gateway(settings, clickhouse_url=database) as gateway:
             async with httpx.AsyncClient(base_url=gateway.url, timeout=30) as client:
