@@ -16,11 +16,12 @@ import psutil
 from core.errors import ArenacastError
 from core.settings import Settings
 from loadtests import fanout
-from loadtests.fanout import peers, table, versions
+from loadtests.fanout import peers, scenarios, table, versions
 from loadtests.fanout.client import raise_descriptor_limit
 from loadtests.fanout.native import compiled
 from loadtests.fanout.peers import Ground, Name, Peer
-from loadtests.fanout.plan import HEADLINE, REPETITIONS, Plan, Point, Transport, is_hopeless, plan
+from loadtests.fanout.plan import HEADLINE, PARTS, REPETITIONS, Plan, Point, Transport, is_hopeless, plan
+from loadtests.fanout.scenarios import SCENARIOS, Finding
 from loadtests.fanout.search import highest_rate
 from loadtests.fanout.step import Stand
 from loadtests.fanout.summary import Measured, Row, rows
@@ -53,12 +54,20 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="the headline and memory, below 2 minutes")
     parser.add_argument("--only", default="", metavar="NAMES", help="comma list of " + ", ".join(get_args(Name)))
     parser.add_argument("--transports", default="sse,ws", metavar="NAMES", help="comma list of sse, ws")
+    parser.add_argument("--parts", default="", metavar="NAMES", help="comma list of " + ", ".join(PARTS))
+    parser.add_argument("--scenarios", default="", metavar="NAMES", help="comma list of " + ", ".join(SCENARIOS))
     parser.add_argument("--point", metavar="N,RATE", help="one load instead of the plan's, e.g. 500,1000")
     options = parser.parse_args()
     options.only = options.only.split(",") if options.only else list(get_args(Name))
     options.transports = options.transports.split(",")
-    if unknown := {*options.only} - {*get_args(Name)} | {*options.transports} - {*get_args(Transport)}:
-        parser.error(f"unknown: {', '.join(sorted(unknown))}")
+    options.parts = options.parts.split(",") if options.parts else []
+    options.scenarios = options.scenarios.split(",") if options.scenarios else list(SCENARIOS)
+    for given, known in (
+        (options.only, get_args(Name)), (options.transports, get_args(Transport)), (options.parts, PARTS),
+        (options.scenarios, SCENARIOS),
+    ):  # fmt: skip
+        if unknown := {*given} - {*known}:
+            parser.error(f"unknown: {', '.join(sorted(unknown))}")
     return options
 
 
@@ -67,21 +76,39 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     if options.point:
         count, rate = map(int, options.point.split(","))
         points = [Point(cast(Transport, transport), count, rate) for transport in options.transports]
-        work = Plan(points, [], work.window_s, work.idle_subscribers, has_search=False)
+        work = Plan(points, [], work.window_s, work.idle_subscribers, ("load",))
+    if options.parts:
+        work = msgspec.structs.replace(work, parts=tuple(options.parts))
     found: dict[str, Any] = {
         "command": " ".join(["python -m loadtests.fanout", *sys.argv[1:]]),
         "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "machine": versions.machine(),
     }
     print(found["command"], *(f"{name} {value}" for name, value in found["machine"].items()), sep=" · ", flush=True)
-    with _stand() as (stand, ground), ExitStack() as stack:
+    with _stand() as (stand, ground):
         names = [name for name in options.only if _is_here(name)]
-        found["memory"] = _memory(stand, ground, names, work) if not options.point else []
-        servers = [stack.enter_context(peers.running(name, ground)) for name in names]
-        bench = Bench(stand, servers, work)
-        found["rows"] = bench.rows()
-        found["rounds"] = bench.rounds
-        found["highest_rate"] = bench.search() if work.has_search else {}
+        if "memory" in work.parts:
+            found["memory"] = _memory(stand, ground, [name for name in names if name != "arenacast-write"], work)
+        if "scenarios" in work.parts:
+            found["scenarios"] = _scenarios(stand, ground, options.scenarios)
+        with ExitStack() as stack:
+            servers = [stack.enter_context(peers.running(name, ground)) for name in names]
+            bench = Bench(stand, servers, work)
+            if "load" in work.parts:
+                found["rows"] = bench.rows()
+                found["rounds"] = bench.rounds
+            if "search" in work.parts:
+                found["highest_rate"] = bench.search()
+    return found
+
+
+def _scenarios(stand: Stand, ground: Ground, names: Sequence[str]) -> list[Finding]:
+    found: list[Finding] = []
+    print(flush=True)
+    for name in names:
+        some = SCENARIOS[name](stand, ground)
+        print(scenarios.block(some), flush=True)
+        found += some
     return found
 
 
@@ -145,8 +172,10 @@ class Bench:
     def _round(self, point: Point) -> dict[str, Measured]:
         found: dict[str, Measured] = {}
         for peer in self._servers:
-            if point.variant == "state" and peer.name != "arenacast":
+            if point.variant == "state" and peer.name not in peers.OURS:
                 continue  # the others know no kinds
+            if peer.name == "arenacast-write" and point not in self._work.headlines:
+                continue  # the same in all but the last step
             if is_hopeless(point, self._costs[peer.name]):
                 print(f"left out: {peer.name} at {table.title(point, 1)}: far more than a core", flush=True)
                 continue

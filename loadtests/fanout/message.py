@@ -5,10 +5,16 @@ from typing import Literal
 DATA_BYTES = 200
 EVENT_TOPIC = "match.bench.1"
 STATE_TOPIC = "poll.bench"
+IDLE_TOPIC = "poll.idle"
+TOPICS = (EVENT_TOPIC, *(f"poll.quiet{number}" for number in range(63)))
+"""What a subscriber of many topics asks for; only the first has news."""
+
 EVENT_KIND = "round_end"
 STATE_KIND = "tally"
 
-Variant = Literal["event", "state"]
+Variant = Literal["event", "state", "many", "idle", "unread"]
+"""What is asked for and published: an event; a state kind, which may be conflated; the event's topic among 64; a topic
+without news; and news of topics that nobody asked for, beside the event's that nobody publishes."""
 
 _HEAD = b'{"t_us":%016d,"number":%d,"text":"'
 _TAIL = b'"}'
@@ -40,3 +46,9 @@ def ws(number: int, body: bytes) -> bytes:
         body,
     )
     return b"\x81\x7e" + len(text).to_bytes(2, "big") + text
+
+
+def topics(variant: Variant) -> str:
+    """For a request of ours."""
+    asked = {"state": (STATE_TOPIC,), "many": TOPICS, "idle": (IDLE_TOPIC,)}
+    return ",".join(asked.get(variant, (EVENT_TOPIC,)))

@@ -19,10 +19,13 @@ from core.settings import Settings
 from loadtests.fanout import message
 from loadtests.fanout.message import Variant
 from loadtests.fanout.plan import Transport
-from loadtests.fanout.publish import Feed, FloorFeed, HttpFeed, LogFeed, PubSubFeed
+from loadtests.fanout.publish import Feed, FloorFeed, HttpFeed, LogFeed, PubSubFeed, UnreadFeed
 from loadtests.fanout.usage import Placement
 
-Name = Literal["arenacast", "floor", "nchan", "starlette"]
+Name = Literal["arenacast", "arenacast-write", "floor", "nchan", "starlette"]
+"""`arenacast-write` is the gateway where the kernel offers no io_uring: a system call per socket."""
+
+OURS = ("arenacast", "arenacast-write")
 
 STARTS_WITHIN_S = 20.0
 STOPS_WITHIN_S = 5.0
@@ -71,13 +74,19 @@ def running(name: Name, ground: Ground) -> Iterator[Peer]:
     """Start one of them, and end it at the end. Raises Fatal when it does not start."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    starters = {"arenacast": _arenacast, "floor": _floor, "nchan": _nchan, "starlette": _starlette}
+    starters = {
+        "arenacast": _arenacast,
+        "arenacast-write": _arenacast_write,
+        "floor": _floor,
+        "nchan": _nchan,
+        "starlette": _starlette,
+    }
     with starters[name](ground, port) as peer:
         yield peer
 
 
 @contextmanager
-def _arenacast(ground: Ground, port: int) -> Iterator[Peer]:
+def _arenacast(ground: Ground, port: int, name: Name = "arenacast", io_uring: str = "auto") -> Iterator[Peer]:
     settings = {
         "DATA_DIR": str(ground.directory / "data"),
         "REDIS_URL": f"unix://{ground.redis_socket}",
@@ -85,16 +94,26 @@ def _arenacast(ground: Ground, port: int) -> Iterator[Peer]:
         "GATEWAY_PORT": str(port),
         "SHARDS": str(SHARDS),
         "LOG_LEVEL": "warning",
+        "IO_URING": io_uring,
     }
     settings = {f"ARENACAST_{name}": value for name, value in settings.items()}
     command = [sys.executable, "-m", "core.cli", "gateway"]
 
     def path(transport: Transport, variant: Variant) -> str:
-        topic = message.EVENT_TOPIC if variant == "event" else message.STATE_TOPIC
-        return f"/api/v1/{'stream' if transport == 'sse' else 'ws'}?topics={topic}"
+        return f"/api/v1/{'stream' if transport == 'sse' else 'ws'}?topics={message.topics(variant)}"
 
-    with _process("arenacast", command, ground, port, {**settings, **_overrides()}) as pid:
-        yield Peer("arenacast", pid, port, path, lambda _, variant: LogFeed(str(ground.redis_socket), variant, SHARDS))
+    def feed(_transport: Transport, variant: Variant) -> Feed:
+        where = str(ground.redis_socket)
+        return UnreadFeed(where, SHARDS) if variant == "unread" else LogFeed(where, variant, SHARDS)
+
+    with _process(name, command, ground, port, {**settings, **_overrides()}) as pid:
+        yield Peer(name, pid, port, path, feed)
+
+
+@contextmanager
+def _arenacast_write(ground: Ground, port: int) -> Iterator[Peer]:
+    with _arenacast(ground, port, "arenacast-write", "off") as peer:
+        yield peer
 
 
 def _overrides() -> dict[str, str]:

@@ -38,6 +38,10 @@ CROWD_MIN = 100
 """Below this the cost per delivery is mostly the cost per message, and says nothing about more subscribers."""
 
 
+PARTS = ("memory", "load", "scenarios", "search")
+"""Of a run, each below five minutes."""
+
+
 class Plan(Struct, frozen=True):
     """One run. Headlines are repeated, the servers taking turns."""
 
@@ -45,18 +49,20 @@ class Plan(Struct, frozen=True):
     grid: list[Point]
     window_s: float
     idle_subscribers: int
-    has_search: bool
+    parts: tuple[str, ...] = PARTS
 
 
 def plan(transports: list[Transport], *, is_quick: bool) -> Plan:
     """The full grid, or what fits into two minutes."""
-    headlines = [Point(transport, 500, 100) for transport in transports]
+    headlines = [
+        Point(transport, 500, rate) for transport in transports for rate in ((100,) if is_quick else (100, 1000))
+    ]
     if is_quick:
         headlines += [Point(transport, 500, 1000) for transport in transports[:1]]
-        return Plan(headlines, [], 2.0, 1000, has_search=False)
+        return Plan(headlines, [], 2.0, 1000, ("memory", "load"))
     grid = [Point(transport, count, rate) for transport in transports for count, rate in _LOADS]
     grid = [*(point for point in grid if point not in headlines), STATE]
-    return Plan(headlines, grid, 3.5, 5000, has_search=True)
+    return Plan(headlines, grid, 3.5, 5000)
 
 
 def is_hopeless(point: Point, costs_us: Mapping[Point, float]) -> bool:

@@ -42,9 +42,9 @@ class LogFeed:
 
     def __init__(self, path: str, variant: Variant, shards: int) -> None:
         self._path = path
-        self._topic = message.EVENT_TOPIC if variant == "event" else message.STATE_TOPIC
-        self._kind = message.EVENT_KIND if variant == "event" else message.STATE_KIND
         self._is_state = variant == "state"
+        self._topic = message.STATE_TOPIC if self._is_state else message.EVENT_TOPIC
+        self._kind = message.STATE_KIND if self._is_state else message.EVENT_KIND
         self._shard = shard_of(self._topic, shards)
         self._previous = ZERO
 
@@ -59,8 +59,7 @@ class LogFeed:
         ms = max(sent_us // 1000, last.ms)
         entry = EntryId(ms, last.seq + 1 if ms == last.ms else 0)
         data = message.data(number, sent_us)
-        told = Message(self._topic, self._kind, self._is_state, entry.ms, entry.seq, 1, data, sent_us, "bench")
-        update = Update(1, entry, last, sent_us, [told], [])
+        update = Update(1, entry, last, sent_us, self._messages(entry, data, sent_us), [])
         self._previous = entry
         state, progress, pack = keys.state(self._shard, self._topic), keys.progress(self._shard), _pack
         return b"".join((
@@ -70,6 +69,24 @@ class LogFeed:
             pack(("HSET", state, "pos", f"1.{entry.ms}.{entry.seq}", "data", data)),
             pack(("EXEC",)),
         ))  # fmt: skip
+
+    def _messages(self, entry: EntryId, data: bytes, sent_us: int) -> list[Message]:
+        return [Message(self._topic, self._kind, self._is_state, entry.ms, entry.seq, 1, data, sent_us, "bench")]
+
+
+class UnreadFeed(LogFeed):
+    """A batch of messages in the shard of the event's topic, each for a topic that nobody reads."""
+
+    BATCH = 500
+
+    def __init__(self, path: str, shards: int) -> None:
+        super().__init__(path, "event", shards)
+
+    def _messages(self, entry: EntryId, data: bytes, sent_us: int) -> list[Message]:
+        return [
+            Message(f"match.unread{k}.1", self._kind, False, entry.ms, entry.seq, k, data, sent_us, "bench")
+            for k in range(1, self.BATCH + 1)
+        ]
 
 
 class PubSubFeed:

@@ -29,7 +29,7 @@ class Stand:
 
     def measure(self, peer: Peer, point: Point, window_s: float) -> Measured:
         """Run one step. Raises Fatal when the connections cannot be opened, OSError when publishing fails."""
-        with self._subscribers(peer, point) as client:
+        with self.subscribers(peer, point) as client:
             publisher = Publisher(peer.feed(point.transport, point.variant), point.rate)
             publisher.start()
             try:
@@ -64,14 +64,15 @@ class Stand:
 
     def idle_memory(self, peer: Peer, transport: Transport, count: int) -> Memory:
         """Bytes per idle subscriber."""
-        with self._subscribers(peer, Point(transport, 1, 0)):
+        with self.subscribers(peer, Point(transport, 1, 0)):
             time.sleep(IDLE_S)  # what the first one needs is not per subscriber
             before = usage.memory(peer.pid)
-        with self._subscribers(peer, Point(transport, count, 0)):
+        with self.subscribers(peer, Point(transport, count, 0)):
             time.sleep(IDLE_S)
             return usage.memory(peer.pid).per(before, count)
 
-    def _subscribers(self, peer: Peer, point: Point) -> Client:
+    def subscribers(self, peer: Peer, point: Point) -> Client:
+        """The subscribers of a load, without anybody who publishes."""
         path = peer.path(point.transport, point.variant)
         return Client(self._client, peer.port, path, point.transport, point.subscribers, self.placement)
 

@@ -8,6 +8,7 @@ from loadtests.fanout.usage import Memory
 
 NAMES = {
     "arenacast": "Arenacast",
+    "arenacast-write": "Arenacast, write()",
     "floor": "bare C, send()",
     "nchan": "nchan",
     "starlette": "Starlette + queues",
