@@ -10,9 +10,11 @@ Cost: append O(1), a read O(log n + messages returned).
 
 from bisect import bisect_right
 from collections import deque
+from collections.abc import Sequence
 from operator import attrgetter
 
 from core.position import Position
+from core.updates import Message
 from gateway.frames import Item
 from gateway.subscription import pattern_of
 
@@ -113,6 +115,13 @@ class Ring:
             if pattern in self._topics:
                 found.append(pattern)
         return found
+
+    def read(self, messages: Sequence[Message]) -> list[Message]:
+        """Those that somebody follows. Hot path: budget 0.1 us for each that nobody does: most, in a busy shard."""
+        topics = self._topics
+        if self._patterns:
+            return [each for each in messages if each.topic in topics or pattern_of(each.topic) in topics]
+        return [each for each in messages if each.topic in topics]
 
     def append(self, lines: list[str], item: Item) -> None:
         """Store a message under what `lines` gave for its topic. Positions ascend."""

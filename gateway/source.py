@@ -4,13 +4,14 @@
 under a virtual clock, with trimming, rollbacks and outages at will; `RedisSource` is tested against a real server.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from core import keys
 from core.errors import Poison
 from core.position import ZERO, EntryId, parse_entry_id
 from core.redis_client import Redis, call
+from core.redis_wire import WireConnection
 from core.updates import Update, decode_update
 from gateway import hot_state
 from gateway.hot_state import HotState
@@ -32,12 +33,16 @@ class Source(Protocol):
     async def follow(self, shard: int, after: EntryId, count: int, wait_s: float) -> Entries:
         """Up to `count` entries after one, waiting up to `wait_s` for the first."""
 
+    def close(self) -> None:
+        """Nobody follows any more."""
+
 
 class RedisSource:
     """The log in Redis."""
 
     def __init__(self, client: Redis) -> None:
         self._client = client
+        self._followers: dict[int, WireConnection] = {}
 
     async def state(self, shard: int, routes: Sequence[str] = ()) -> HotState:
         """See `Source`."""
@@ -52,13 +57,27 @@ class RedisSource:
         return parse_entry_id(newest) if newest else ZERO, _decoded(reply)
 
     async def follow(self, shard: int, after: EntryId, count: int, wait_s: float) -> Entries:
+        """See `Source`. One call per shard at a time."""
+        follower = self._followers.get(shard)
+        if follower is None:
+            follower = self._followers[shard] = WireConnection(self._client)
+        block_ms = max(1, int(wait_s * 1000))
+        reply = await follower.call(
+            "XREAD", "COUNT", count, "BLOCK", block_ms, "STREAMS", keys.updates(shard), str(after), takes_s=wait_s
+        )
+        return _decoded((raw_id, _pairs(fields)) for raw_id, fields in reply[0][1]) if reply else []
+
+    def close(self) -> None:
         """See `Source`."""
-        read = self._client.xread({keys.updates(shard): str(after)}, count=count, block=max(1, int(wait_s * 1000)))
-        reply = await call(read)
-        return _decoded(reply[0][1]) if reply else []
+        for follower in self._followers.values():
+            follower.close()
 
 
-def _decoded(reply: Sequence[tuple[bytes, dict[bytes, bytes]]]) -> Entries:
+def _pairs(flat: list[bytes]) -> dict[bytes, bytes]:
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+def _decoded(reply: Iterable[tuple[bytes, dict[bytes, bytes]]]) -> Entries:
     found: Entries = []
     for raw_id, fields in reply:
         try:

@@ -5,7 +5,7 @@ Two requests that mean the same give equal subscriptions, so that their readers 
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from core.names import STATE_KINDS, TOPICS_MAX, is_event_type, parse_topic, shard_of
 
@@ -40,6 +40,7 @@ class Subscription:
         return Subscription(left, self.types) if left else None
 
 
+@lru_cache(maxsize=16_384)  # asked for every message of a shard in which somebody follows a whole match
 def pattern_of(topic: str) -> str:
     """`match.<id>.*` for a map's topic, "" for a poll's."""
     return f"{topic.rpartition('.')[0]}.*" if topic.startswith("match.") else ""

@@ -132,22 +132,33 @@ class Tail:
                 await self._sync()
                 continue
             for entry, update in entries:
-                await self._take(entry, update)
+                if update is None or not self._is_next(update):
+                    await self._look_into(entry, update)
+                if update is not None:
+                    self._publish(update)
+                self._pass(entry)
             self._on_news()
             spare_s = self._interval_s - (loop.time() - started)
             if spare_s > 0 and len(entries) < COUNT_MAX:
                 await asyncio.sleep(spare_s)
 
-    async def _take(self, entry: EntryId, update: Update | None) -> None:
+    def _is_next(self, update: Update) -> bool:
+        """Does this entry follow on the last one, and is what was published still true?"""
+        return update.previous == self._seen and update.epoch <= self.epochs.current
+
+    async def _look_into(self, entry: EntryId, update: Update | None) -> None:
+        """An entry that cannot simply be published."""
         if update is None:
             # Nobody can read it, now or later: whoever needs what it held is told so when it asks for it.
             self._log.error("unreadable entry", entry=str(entry))
             LOOP_ERRORS.labels("tail").inc()
             self._lose(entry)
-        else:
-            await self._check(update)
-            self._publish(update)
-        self._pass(entry)
+            return
+        state = await self._source.state(self._shard)
+        self._adopt(state.epochs)
+        if update.previous > self._seen or not state.epochs.holds(self._hub.edge[self._shard]):
+            self._log.warning("gap in the log", seen=str(self._seen), previous=str(update.previous))
+            self._lose(update.previous)
 
     def _pass(self, entry: EntryId) -> None:
         self._seen = entry
@@ -158,29 +169,16 @@ class Tail:
     def _publish(self, update: Update) -> None:
         epochs, hub, shard = self.epochs, self._hub, self._shard
         edge = hub.edge[shard]
-        for message in update.messages:
-            lines = hub.lines(shard, message.topic)
-            if not lines:
-                continue
+        for message in hub.read(shard, update.messages):
             # By its own id: a batch may span the first entry of an epoch.
             epoch = epochs.of(EntryId(message.ms, message.seq))
             if message.position(epoch) <= edge:
                 continue  # applied again after a crash took only its output back
             try:
-                hub.publish(lines, frames.item(message, shard, epoch, update.applied_us))
+                hub.publish(frames.item(message, shard, epoch, update.applied_us))
             except Poison as error:
                 LOOP_ERRORS.labels("frame").inc()
                 self._log.error("message left out", error=str(error))
-
-    async def _check(self, update: Update) -> None:
-        """Does this entry follow on the last one, and is what was published still true?"""
-        if update.previous == self._seen and update.epoch <= self.epochs.current:
-            return
-        state = await self._source.state(self._shard)
-        self._adopt(state.epochs)
-        if update.previous > self._seen or not state.epochs.holds(self._hub.edge[self._shard]):
-            self._log.warning("gap in the log", seen=str(self._seen), previous=str(update.previous))
-            self._lose(update.previous)
 
     def _adopt(self, epochs: Epochs) -> None:
         is_new = self._epochs is None or epochs.current != self._epochs.current

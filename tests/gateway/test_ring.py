@@ -3,6 +3,7 @@
 import random
 
 from core.position import Position
+from core.updates import Message
 from gateway.frames import Item
 from gateway.ring import LINGER_S, Ring
 
@@ -130,3 +131,19 @@ def test_agrees_with_a_plain_list_under_random_use() -> None:
                     and (other.topic == topic or (topic == "match.m.*" and other.topic.startswith("match.m.")))
                 ]  # fmt: skip
                 assert found == belongs
+
+
+def test_only_what_is_followed_by_name_or_pattern_is_read() -> None:
+    ring = Ring(1000)
+    topics = ("poll.a", "match.m1.1", "poll.b", "match.m1.2", "match.m2.1")
+    messages = [Message(topic, "tally", True, 1, 0, 1, b"{}", 0, "") for topic in topics]
+
+    def read() -> list[str]:
+        return [message.topic for message in ring.read(messages)]
+
+    assert read() == []
+    ring.follow("poll.b", EDGE)
+    assert read() == ["poll.b"]
+    ring.follow("match.m1.*", EDGE)
+    assert read() == ["match.m1.1", "poll.b", "match.m1.2"]
+    assert all(ring.lines(topic) for topic in read())

@@ -157,6 +157,9 @@ class World:
             except TimeoutError:
                 return []
 
+    def close(self) -> None:
+        """Nothing is open."""
+
     async def _pause(self) -> None:
         """A network: anything may happen before the answer is there."""
         if self.is_down:
