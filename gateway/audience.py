@@ -2,7 +2,7 @@
 
 Hot path: `Audience.write`. Budget per subscriber: one `write` to its socket, which the kernel makes cost what it costs,
 and a quarter of a microsecond around it. So there is no Python frame, attribute or comparison per subscriber in the
-normal case: `map` calls `os.write` for one descriptor after the other, and the results are looked at as a whole.
+normal case: all descriptors are written to in one call (`SendAll`), and the results are looked at as a whole.
 `python -m loadtests.fanout` measures it beside the same loop in C; `plain_write` is what it must be equal to.
 
 A sink offers its descriptor while everything before has left its own buffer (`Sink.fd`); without one, and for what the
@@ -12,7 +12,7 @@ kernel did not take, a frame goes through `Sink.write`, which keeps the order.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from itertools import chain, repeat
 from typing import TYPE_CHECKING
 
@@ -20,12 +20,30 @@ if TYPE_CHECKING:
     from gateway.hub import Subscriber
 
 
+SendAll = Callable[[Collection[int], bytes], list[int]]
+"""Writes a frame to each of some descriptors without waiting. Returns how many bytes each took, in order; 0 also for
+one that failed, of which its sink finds out when it tries again. See `write_all` and `gateway.uring`."""
+
+
+def write_all(descriptors: Collection[int], frame: bytes) -> list[int]:
+    """`SendAll` with what every system has."""
+    sent: list[int] = []
+    writes = map(os.write, descriptors, repeat(frame))
+    while True:
+        try:
+            sent.extend(writes)  # what was appended before an exception stays, and the iterator goes on after it
+            return sent
+        except OSError:
+            sent.append(0)
+
+
 class Audience:
     """Subscribers; no two of them have the same sink."""
 
-    __slots__ = ("_direct", "_queued")
+    __slots__ = ("_direct", "_queued", "_send_all")
 
-    def __init__(self) -> None:
+    def __init__(self, send_all: SendAll = write_all) -> None:
+        self._send_all = send_all
         self._direct: dict[Subscriber, int] = {}  # those whose sink offers its descriptor, with it
         self._queued: dict[Subscriber, None] = {}  # the others
 
@@ -57,7 +75,7 @@ class Audience:
     def write(self, frame: bytes) -> int:
         """Give everybody a frame; returns how many that were. Whoever cannot take it all may be paused or gone then."""
         queued = tuple(self._queued)
-        sent = _write_all(self._direct.values(), frame)
+        sent = self._send_all(self._direct.values(), frame)
         size = len(frame)
         if sent.count(size) < len(sent):
             for subscriber, taken in [(each, n) for each, n in zip(self._direct, sent, strict=True) if n < size]:
@@ -65,18 +83,6 @@ class Audience:
         for subscriber in queued:
             subscriber.sink.write(frame)
         return len(sent) + len(queued)
-
-
-def _write_all(descriptors: Iterable[int], frame: bytes) -> list[int]:
-    """Bytes each descriptor took; 0 also for one that fails, of which its sink finds out when it tries again."""
-    sent: list[int] = []
-    writes = map(os.write, descriptors, repeat(frame))
-    while True:
-        try:
-            sent.extend(writes)  # what was appended before an exception stays, and the iterator goes on after it
-            return sent
-        except OSError:
-            sent.append(0)
 
 
 def plain_write(audience: Audience, frame: bytes) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from core.cursor import encode, fingerprint, format_position
 from core.position import Position
 from gateway import frames
-from gateway.audience import Audience
+from gateway.audience import Audience, SendAll, write_all
 from gateway.frames import Item, Wire
 from gateway.subscription import Subscription
 
@@ -25,7 +25,9 @@ reader that was cut off in the middle of its snapshots gets them again instead o
 class Channel:
     """One interned subscription on one wire format."""
 
-    def __init__(self, subscription: Subscription, wire: Wire, log_id: str, shards: int) -> None:
+    def __init__(
+        self, subscription: Subscription, wire: Wire, log_id: str, shards: int, send_all: SendAll = write_all
+    ) -> None:
         self.subscription = subscription
         self.types = subscription.types
         self.wire: Wire = wire
@@ -33,7 +35,7 @@ class Channel:
         self.routes = subscription.routes_by_shard(shards)
         self.refs = 0
         self.vector: Vector = {}  # of the live readers, as of the last flush or heartbeat
-        self.live = Audience()
+        self.live = Audience(send_all)
         self.pending: list[Item] = []  # published and not yet flushed
         self.written_at = 0.0
         self._only = next(iter(self.routes)) if len(self.routes) == 1 else None

@@ -15,11 +15,13 @@ one metric call. There is no queue, task or timer per subscriber. Measured by `p
 
 import enum
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from core import logs
 from core.position import Position
+from core.updates import Message
+from gateway.audience import SendAll, write_all
 from gateway.channel import Channel, Vector
 from gateway.conflate import take
 from gateway.frames import Item, Wire
@@ -100,6 +102,7 @@ class Hub:
         heartbeat_s: float,
         meter: Meter,
         on_cold: Callable[[Subscriber], None],
+        send_all: SendAll = write_all,
     ) -> None:
         """`chunk_bytes`: a subscriber that is behind gets about so much per write; `heartbeat_s`: longest silence."""
         self._log_id = log_id
@@ -110,6 +113,7 @@ class Hub:
         self._quiet_s = heartbeat_s / 3  # with a beat every 2/3, nobody is left alone for longer than heartbeat_s
         self._meter = meter
         self._on_cold = on_cold
+        self._send_all = send_all
         self._log = logs.get().bind()
         self._is_tracing = self._log.is_enabled_for(logging.DEBUG)
         self.rings = [Ring(ring_bytes) for _ in range(shards)]
@@ -132,7 +136,7 @@ class Hub:
         """
         channel = self._interned.get((subscription, wire))
         if channel is None:
-            channel = Channel(subscription, wire, self._log_id, self._shards)
+            channel = Channel(subscription, wire, self._log_id, self._shards, self._send_all)
             channel.vector = {shard: self.edge[shard] for shard in channel.routes}
             self._interned[subscription, wire] = channel
             for shard, routes in channel.routes.items():
@@ -224,13 +228,15 @@ class Hub:
 
     # -- news
 
-    def lines(self, shard: int, topic: str) -> list[str]:
-        """Non-empty when somebody follows a topic. Below a microsecond for a topic that nobody follows."""
-        return self.rings[shard].lines(topic)
+    def read(self, shard: int, messages: Sequence[Message]) -> list[Message]:
+        """Those whose topic somebody follows."""
+        return self.rings[shard].read(messages)
 
-    def publish(self, lines: list[str], item: Item) -> None:
-        """A new message, with what `lines` gave for its topic. It goes out with the next flush."""
-        self.rings[item.shard].append(lines, item)
+    def publish(self, item: Item) -> None:
+        """A new message. It goes out with the next flush."""
+        ring = self.rings[item.shard]
+        lines = ring.lines(item.topic)
+        ring.append(lines, item)
         for line in lines:
             for channel in self._by_route.get(line, ()):
                 if channel.wants(item):

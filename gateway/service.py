@@ -18,6 +18,7 @@ from core import logs
 from core.metrics import LOOP_ERRORS
 from core.names import shard_of
 from core.settings import Settings
+from gateway.audience import SendAll, write_all
 from gateway.backlog import Backlog
 from gateway.channel import NOTHING, Channel
 from gateway.feeder import Feeder
@@ -53,7 +54,9 @@ class Joining(Struct):
 class Service:
     """Everything one gateway process knows about its readers."""
 
-    def __init__(self, settings: Settings, source: Source, log_id: str, shards: int) -> None:
+    def __init__(
+        self, settings: Settings, source: Source, log_id: str, shards: int, send_all: SendAll = write_all
+    ) -> None:
         self.settings = settings
         self.source = source
         self.log_id = log_id
@@ -72,6 +75,7 @@ class Service:
             heartbeat_s=settings.heartbeat_s,
             meter=self.meter,
             on_cold=self._on_cold,
+            send_all=send_all,
         )
         self.tails = Tails(source, self.hub, interval_s=interval_s, on_news=self.flush_soon)
         self._backlog = Backlog(source)
@@ -224,6 +228,7 @@ class Service:
         """Let go of the log."""
         await self._feeder.stop()
         await self.tails.stop()
+        self.source.close()
 
 
 def retry_ms() -> int:

@@ -17,6 +17,7 @@ from gateway.app import clients, find_log, serve_readers
 from gateway.asgi import App
 from gateway.service import Service
 from gateway.source import RedisSource
+from gateway.uring import sender
 from tests.support.waiting import wait_until_sync
 
 Kind = Literal["takeover", "plain"]
@@ -100,7 +101,7 @@ class Gateway:
         async with clients(self._settings) as (client, clickhouse):
             identity = await find_log(client, self._settings, self._stop)
             assert identity is not None
-            self.service = Service(self._settings, RedisSource(client), *identity)
+            self.service = Service(self._settings, RedisSource(client), *identity, sender(self._settings))
             await serve_readers(self.service, client, clickhouse, self._listener, self._stop)
 
     async def _serve_plain(self) -> None:

@@ -1,6 +1,7 @@
 """One frame to many sockets: the same bytes reach everybody as by writing to one sink after the other."""
 
 import os
+import random
 import socket
 from collections.abc import Iterator
 from contextlib import suppress
@@ -8,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from gateway.audience import Audience, plain_write
+from core.settings import Settings
+from gateway.audience import Audience, SendAll, plain_write, write_all
+from gateway.uring import Ring, sender
 
 FRAME = b"x" * 400 + b"\n"
 
@@ -85,18 +88,31 @@ def crowds() -> Iterator[tuple[Crowd, Crowd]]:
         each.sink.close()
 
 
-def audience_of(subscribers: Crowd) -> Audience:
-    audience = Audience()
+@pytest.fixture(params=["write", "io_uring"])
+def send_all(request: pytest.FixtureRequest) -> Iterator[SendAll]:
+    if request.param == "write":
+        yield write_all
+        return
+    try:
+        ring = Ring(entries=8, few=0)  # so few that it begins anew all the time
+    except OSError as error:
+        pytest.skip(f"this kernel offers no io_uring: {error}")
+    yield ring.send_all
+    ring.close()
+
+
+def audience_of(subscribers: Crowd, send_all: SendAll = write_all) -> Audience:
+    audience = Audience(send_all)
     for subscriber in subscribers:
         audience.add(subscriber)
     return audience
 
 
-def test_everybody_gets_what_the_plain_loop_would_give(crowds: tuple[Crowd, Crowd]) -> None:
+def test_everybody_gets_what_the_plain_loop_would_give(crowds: tuple[Crowd, Crowd], send_all: SendAll) -> None:
     fast, plain = crowds
     frames = [b"1" + FRAME, b"2" + FRAME, b"3" + FRAME * 100, b"4" + FRAME]  # nobody can take all of the third at once
     for frame in frames:
-        assert audience_of(fast).write(frame) == plain_write(audience_of(plain), frame) == 20
+        assert audience_of(fast, send_all).write(frame) == plain_write(audience_of(plain), frame) == 20
         for each in (*fast, *plain):  # as `Connection` does: whoever keeps something offers no descriptor
             if each.sink.kept:
                 each.sink.fd = -1
@@ -110,9 +126,9 @@ def test_everybody_gets_what_the_plain_loop_would_give(crowds: tuple[Crowd, Crow
     assert fast[3].sink.kept
 
 
-def test_whoever_leaves_during_a_write_disturbs_nobody(crowds: tuple[Crowd, Crowd]) -> None:
+def test_whoever_leaves_during_a_write_disturbs_nobody(crowds: tuple[Crowd, Crowd], send_all: SendAll) -> None:
     fast, _ = crowds
-    audience = audience_of(fast)
+    audience = audience_of(fast, send_all)
     full = fast[3].sink
     write = full.write
 
@@ -148,13 +164,44 @@ def test_a_sink_that_takes_its_descriptor_back_is_written_to_through_itself() ->
     sink.close()
 
 
-def test_a_descriptor_that_fails_is_left_to_its_sink() -> None:
+def test_a_descriptor_that_fails_is_left_to_its_sink(send_all: SendAll) -> None:
     sink, other = Sink(is_direct=True), Sink(is_direct=True)
     closed = os.dup(sink.fd)
     os.close(closed)
     sink.fd = closed
-    audience = audience_of([Reader(sink), Reader(other)])
+    audience = audience_of([Reader(sink), Reader(other)], send_all)
     assert audience.write(FRAME) == 2
     assert sink.received() == other.received() == FRAME
     sink.close()
     other.close()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_results_are_those_of_writing_one_by_one(send_all: SendAll, seed: int) -> None:
+    """In order, whatever the number, wherever the ring stands, whoever fails or is full."""
+    rng = random.Random(seed)
+    sinks = [Sink(is_direct=True) for _ in range(20)]
+    full = [sink for sink in sinks if rng.random() < 0.2]
+    for sink in full:
+        sink.fill(0)
+    gone = os.dup(sinks[0].fd)
+    os.close(gone)
+    for number in range(30):
+        some = rng.sample(sinks, rng.randint(0, len(sinks)))
+        frame = b"%d:" % number + b"x" * rng.randint(0, 300)
+        fds = [gone if rng.random() < 0.1 else sink.fd for sink in some]
+        expected = [0 if fd == gone or sink in full else len(frame) for fd, sink in zip(fds, some, strict=True)]
+        assert send_all(fds, frame) == expected
+        for fd, sink in zip(fds, some, strict=True):
+            assert sink in full or sink.received() == (b"" if fd == gone else frame)
+    for sink in sinks:
+        sink.close()
+
+
+def test_a_kernel_without_it_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_ring: Ring, *_: object) -> None:
+        raise PermissionError("not in this container")
+
+    assert sender(Settings(io_uring="off")) is write_all
+    monkeypatch.setattr(Ring, "__init__", refuse)
+    assert sender(Settings()) is write_all
