@@ -85,9 +85,7 @@ class Settings(Struct, frozen=True):
     cors_origins: str = "*"  # comma list, for reading; writing allows none
     heartbeat_s: Annotated[float, Meta(gt=0, le=15)] = 10.0  # contract: at least every 15 s
     flush_interval_ms: Annotated[float, Meta(ge=0, le=1000)] = 5.0  # while busy; the first message goes at once
-    io_uring: Literal["auto", "off"] = (
-        "auto"  # auto: all sockets of a topic in one system call where the kernel lets us
-    )
+    io_uring: Literal["auto", "off"] = "auto"  # auto: one system call for all sockets of a topic, where it is allowed
     ring_max_mb: Annotated[int, Meta(ge=1)] = 64  # messages kept for resuming, per shard and process
     subscriber_high_water_kb: Annotated[int, Meta(ge=1)] = 64  # unsent bytes above which a subscriber is lagging
     lag_max_s: Seconds = 30.0  # lagging longer than this is an eviction

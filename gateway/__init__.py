@@ -3,7 +3,8 @@
 Enters    `updates:{s}` (the output log, one entry per applied batch) and hot state, from Redis; cursors from readers
 Leaves    the same message objects on every transport, each with a cursor any gateway understands
 
-    tail ──► hub ──► channels ──► sinks            live: a task per shard, one `bytes` per channel, a write per reader
+    tail ──► hub ──► channels ──► audience ──► sockets   live: a task per shard, one `bytes` per channel, and one
+                                       └─► sinks        system call for all sockets (`uring`), or one for each
               │ ring (last messages)
     resume ───┤ backlog (updates: in chunks)       joining and catching up, by the same positions
     feeder ───┘ hot_state (snapshots)
@@ -13,6 +14,7 @@ Invariants
     * A subscriber is a sink and a position. Events reach it once each and in order; what it has is what its cursor
       says. State messages may be left out only for a reader who lags, and only when a newer one follows.
     * A verdict is never better than the truth. What cannot be proven is a `reset`.
+    * A socket is written to past its sink only while the sink holds nothing, so that the order is kept (`connection`).
     * Everything pure is in `subscription`, `frames`, `ring`, `channel`, `hub`, `wheel`: synchronous, with time as an
       argument. Everything that knows uvicorn's inside is in `takeover`.
     * Every buffer has a bound: ring (bytes, oldest first out), a reader's unsent bytes (high-water mark, then it lags,

@@ -3,7 +3,7 @@
 Hot path, beside `audience.write_all`, which does the same with a system call per socket and is used where this is
 missing (other systems, kernels before 6.1, containers whose seccomp profile forbids it, ARENACAST_IO_URING=off). What
 is saved is a change to the kernel and back, the global interpreter lock and a Python call per socket. Measured with
-500 loopback sockets and frames of 330 bytes on one shared core, in turns: C calling send() 9.0 us a socket, `write_all`
+500 loopback sockets and frames of 330 bytes, in turns: C calling send() 9.0 us a socket, `write_all`
 10.1 us, this 6.4 us. `python -m loadtests.fanout` shows the whole, with ARENACAST_IO_URING=off for the comparison.
 
 Nothing is ever left under way: a send may not wait (MSG_DONTWAIT), so every one has completed when the call returns,
