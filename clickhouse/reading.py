@@ -1,13 +1,21 @@
 """Reading a log in bounded pieces: a batch never holds more memory than agreed, a reply never keeps Redis busy long."""
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Literal
 
 from msgspec import Struct
 
 from clickhouse.rows import RawEntry
+from core import keys
+from core.errors import ArenacastError
 from core.position import EntryId, parse_entry_id
 from core.redis_client import Redis, call
+
+Log = Literal["events", "updates"]
+"""The logs of a shard that are archived."""
+
+_STREAMS: Mapping[Log, Callable[[int], str]] = {"events": keys.events, "updates": keys.updates}
 
 PAGE_ENTRIES_MAX = 2000
 """Entries of one XRANGE: about 2 ms in which Redis serves nobody else."""
@@ -18,11 +26,27 @@ PAGE_BYTES = 1024 * 1024
 _FIRST_PAGE = 64  # 16 MB should every entry have the largest size
 
 
+class Stuck(ArenacastError):
+    """This log cannot be archived any further without an operator; the text says why.
+
+    The plan in flight cannot be carried out (entries of it are gone from the log, or ClickHouse holds something
+    twice): once that is understood, forget the plan (`HDEL archive:{s}:<log> inflight`); the next take-over finds
+    the rows beyond `committed` and adds what is missing. Or a segment file cannot be read: bring it back, or run
+    the archive where it is. Once its entries are given up for lost, forget it (`LREM segments:{s}:<log> 1
+    <record>`).
+    """
+
+
 class Limits(Struct, frozen=True):
     """Bounds of one batch. The last entry may exceed `bytes_max`."""
 
     entries_max: int
     bytes_max: int
+
+
+def stream_key(shard: int, log: Log) -> str:
+    """Key of a log's stream."""
+    return _STREAMS[log](shard)
 
 
 async def read_entries(
@@ -54,12 +78,16 @@ def entry_bytes(entry: RawEntry) -> int:
 
 
 def checksum(entries: Iterable[RawEntry]) -> int:
-    """CRC-32 over ids and fields: tells at a redo whether these are the very entries of the plan."""
+    """CRC-32 over ids and fields: tells at a redo whether these are the very entries of the plan.
+
+    Of the body of an event (field `d`) its length counts, because a voter may be erased from a segment file while a
+    plan is in flight, by zeros of the same length; otherwise nothing can change an entry under its id and header.
+    """
     crc = 0
     for raw_id, fields in entries:
         crc = zlib.crc32(raw_id, crc)
         for name, value in fields.items():
-            crc = zlib.crc32(value, zlib.crc32(name, crc))
+            crc = zlib.crc32(b"%d" % len(value) if name == b"d" else value, zlib.crc32(name, crc))
     return crc
 
 

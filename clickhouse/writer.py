@@ -8,9 +8,10 @@ token.
     insert   the rows of exactly these entries, one insert per table, each with a token derived from the plan
     commit   forget the plan, committed = last, and bury the entries that became no row
 
-Whatever happens in between, the writer is left and the log is *taken over* again, by this process or another: the plan
-in flight is redone from the log with the same rows and the same token, of which ClickHouse stores what is missing, in
-each partition and each view's target, and drops the rest. Nothing is ever planned anew or skipped.
+Whatever happens in between, the writer is left and the log is *taken over* again, by this process or another: the
+plan in flight is redone from the log (or from its segment files, see `spill`) with the same rows and the same token,
+of which ClickHouse stores what is missing, in each partition and each view's target, and drops the rest. Nothing is
+ever planned anew or skipped.
 
 | crash                     | what Redis says | taking over                                          |
 | before the plan           | nothing         | plans anew, any boundary                             |
@@ -23,6 +24,9 @@ remember, or when ClickHouse holds rows beyond the committed position because Re
 are not there are inserted, and the aggregates are computed anew from raw; it is logged as an error, because something
 else went wrong before. A plan whose entries are not the planned ones any more cannot be redone: `Stuck`.
 
+A plan or a commit that Redis lost (it crashed with `appendfsync everysec`, or a lagging replica took over) is such a
+case, so the plan needs no WAITAOF of its own: a lost plan leaves rows beyond the committed position.
+
 Why tokens at all, if one can look? An attempt whose connection broke may still be running when we look. Why the plan?
 Without it a repeat has other boundaries, hence another token, and what arrived of the first attempt is stored twice.
 """
@@ -30,7 +34,6 @@ Without it a repeat has other boundaries, hence another token, and what arrived 
 import asyncio
 import time
 from collections.abc import Mapping
-from typing import Literal
 
 import msgspec
 from msgspec import Struct
@@ -39,18 +42,17 @@ from redis.exceptions import ResponseError
 from clickhouse import repair
 from clickhouse.client import ClickHouse
 from clickhouse.migrate import DEDUPLICATION_WINDOW
-from clickhouse.reading import Limits, checksum, entry_id, read_entries
+from clickhouse.reading import Limits, Log, Stuck, checksum, entry_id, stream_key
 from clickhouse.rows import SCHEMA, RawEntry, Rows, from_events, from_updates
+from clickhouse.segments import Shelf
+from clickhouse.spill import JOB, SpilledLog, spill_sources
 from clickhouse.tables import TABLES, Row, Table
 from core import epochs, keys, logs
-from core.errors import ArenacastError, Fenced, Retry
+from core.errors import Fenced, Retry
 from core.metrics import ARCHIVE_INSERT, ARCHIVE_ROWS, DEAD, LOOP_ERRORS
 from core.position import ZERO, EntryId, parse_entry_id
 from core.redis_client import Argument, Redis, Scripts, call, lua
 
-Log = Literal["events", "updates"]
-
-JOB = "archive"
 INSERT_TIMEOUT_S = 60.0
 """Bound of one attempt; the next one carries the same token, so giving up early is safe."""
 
@@ -61,6 +63,9 @@ partition. Partitions are months of the server's clock, so four of them are more
 DEAD_KEPT = 100_000
 """Dead letters kept per shard."""
 
+_DEAD_WORDS_MAX = 20
+"""Fields and values of a dead letter: an entry of ours has four, of anything else the first ones tell enough."""
+
 INSERT_SETTINGS: Mapping[str, str | int] = {
     "async_insert": 0,  # on by default since 26.3, and it would answer for a buffer shared with others
     "deduplicate_insert": "enable",  # the following three are defaults on new servers, not on older ones
@@ -69,16 +74,6 @@ INSERT_SETTINGS: Mapping[str, str | int] = {
 }
 
 _SCRIPTS = ("archive_plan", "archive_commit")
-_STREAMS = {"events": keys.events, "updates": keys.updates}
-
-
-class Stuck(ArenacastError):
-    """This log cannot be archived any further without an operator: the plan in flight cannot be carried out.
-
-    Entries of the plan are gone from the log, or ClickHouse holds something twice. Once that is understood, forget the
-    plan (`HDEL archive:{s}:<log> inflight`): the next take-over finds the rows beyond `committed` and adds what is
-    missing.
-    """
 
 
 class Plan(Struct, frozen=True):
@@ -123,7 +118,7 @@ class Batch(Struct, frozen=True):
 
 def writer_sources() -> dict[str, str]:
     """The scripts that `Writer` needs, for the process's `Scripts`."""
-    return {name: lua("clickhouse", name) for name in _SCRIPTS}
+    return {name: lua("clickhouse", name) for name in _SCRIPTS} | spill_sources()
 
 
 class Writer:
@@ -133,7 +128,15 @@ class Writer:
     """
 
     def __init__(
-        self, client: Redis, scripts: Scripts, clickhouse: ClickHouse, shards: int, shard: int, log: Log, token: int
+        self,
+        client: Redis,
+        scripts: Scripts,
+        clickhouse: ClickHouse,
+        shards: int,
+        shard: int,
+        log: Log,
+        token: int,
+        shelf: Shelf | None = None,
     ) -> None:
         self._client = client
         self._scripts = scripts
@@ -143,7 +146,8 @@ class Writer:
         self._log: Log = log
         self._token = token
         self._key = keys.archive(shard, log)
-        self._stream = _STREAMS[log](shard)
+        self._stream = stream_key(shard, log)
+        self._spilled = SpilledLog(client, scripts, shelf, shard, log, token)
         self._epoch = 0
         self._careful_until = ZERO
         self._logger = logs.get().bind(job=JOB, shard=shard, log=log, fence=token)
@@ -160,15 +164,26 @@ class Writer:
         """Key of the hash with position and plan."""
         return self._key
 
+    @property
+    def log(self) -> Log:
+        """Which log."""
+        return self._log
+
+    @property
+    def spilled(self) -> SpilledLog:
+        """The log itself, part of which may be in segment files."""
+        return self._spilled
+
     # -- taking over
 
     async def take_over(self) -> None:
         """Learn the position, finish the plan in flight, and look for rows beyond the position."""
-        await self._clickhouse.query("SELECT 1", timeout_s=5.0)  # while it is away, nothing below is worth its cost
         await self._scripts.ensure()
         state = await call(self._client.hgetall(self._key))
         self.committed = parse_entry_id(state.get(b"committed", b"0-0"))
         self._epoch = (await epochs.load(self._client, self._shard)).current
+        await self._spilled.load(self.committed)
+        await self._clickhouse.query("SELECT 1", timeout_s=5.0)  # while it is away, nothing below is worth its cost
         if b"inflight" in state:
             await self._redo(state[b"inflight"])
         newest = await repair.newest_position(self._clickhouse, TABLES[self._log], self._shard, self.committed)
@@ -194,7 +209,7 @@ class Writer:
             raise Stuck(f"the plan in flight is of schema {plan.schema}: let the version that made it finish it")
         limits = Limits(plan.count + 1, 2**62)
         last = parse_entry_id(plan.last)
-        entries, _ = await read_entries(self._client, self._stream, parse_entry_id(plan.after), limits, last)
+        entries, _ = await self._spilled.entries(parse_entry_id(plan.after), limits, last)
         crc = await asyncio.to_thread(checksum, entries)
         if len(entries) != plan.count or crc != plan.crc:
             raise Stuck(
@@ -219,7 +234,7 @@ class Writer:
 
     async def read(self, limits: Limits) -> Batch | None:
         """The next batch, None when there is nothing. It lies within one epoch."""
-        entries, is_full = await read_entries(self._client, self._stream, self.committed, limits)
+        entries, is_full = await self._spilled.entries(self.committed, limits)
         if not entries:
             return None
         # Loaded after reading: an entry of a new epoch is only ever appended after the epoch was recorded.
@@ -285,11 +300,17 @@ class Writer:
         ARCHIVE_INSERT.observe(time.monotonic() - started)
 
     async def _commit(self, plan: Plan, text: bytes, batch: Batch) -> None:
-        names = [self._key, keys.fence(self._shard, JOB), self._stream, keys.dead(self._shard)]
-        dead: list[Argument] = [part for letter in batch.rows.dead for part in letter]
-        args: list[Argument] = [self._token, text, plan.last, plan.count, keys.ARCHIVE_GROUP, DEAD_KEPT, *dead]
+        names = [
+            self._key, keys.fence(self._shard, JOB), self._stream, keys.dead(self._shard),
+            keys.segments(self._shard, self._log),
+        ]  # fmt: skip
+        passed = self._spilled.passed(batch.last)
+        args: list[Argument] = [
+            self._token, text, plan.last, plan.count, keys.ARCHIVE_GROUP, DEAD_KEPT, passed, *_dead_letters(batch)
+        ]  # fmt: skip
         await self._run("archive_commit", names, args)
-        self.committed = parse_entry_id(plan.last)
+        self.committed = batch.last
+        await self._spilled.drop(passed)
         for name, rows in batch.rows.tables.items():
             ARCHIVE_ROWS.labels(name).inc(len(rows))
         if batch.rows.dead:
@@ -320,6 +341,18 @@ class Writer:
             await self._scripts.run(name, names, args)
         except ResponseError as error:
             raise Retry(f"{name}: {error}") from error
+
+
+def _dead_letters(batch: Batch) -> list[Argument]:
+    """What the script needs of each: id, reason, number of words, words. Their bytes are bounded as the batch's are."""
+    if not batch.rows.dead:
+        return []
+    fields = dict(batch.entries)
+    args: list[Argument] = []
+    for raw_id, reason in batch.rows.dead:
+        words = [word for pair in fields[raw_id].items() for word in pair][:_DEAD_WORDS_MAX]
+        args.extend([raw_id, reason, len(words), *words])
+    return args
 
 
 def _range(plan: Plan) -> repair.Range:

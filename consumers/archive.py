@@ -3,18 +3,32 @@
 import asyncio
 import gc
 import time
+from collections.abc import Mapping
 
 import uvloop
 
 from clickhouse.client import ClickHouse
+from clickhouse.reading import Log
+from clickhouse.segments import Shelf
+from clickhouse.spill import JOB, parse_records
 from clickhouse.tables import TABLES
-from clickhouse.writer import JOB, Log, Writer, writer_sources
+from clickhouse.writer import Writer, writer_sources
 from consumers.archive_follower import INSERTS_AT_ONCE, Follower
 from consumers.lease import Leases, Ownership, lease_sources
 from consumers.state import open_log, unique_owner
 from core import http, keys, logs, redis_client
 from core.errors import Retry
-from core.metrics import ARCHIVE_ROWS, DEAD, LAG_ENTRIES, LAG_SECONDS, LOOP_ERRORS
+from core.metrics import (
+    ARCHIVE_ROWS,
+    ARCHIVE_STUCK,
+    DEAD,
+    LAG_ENTRIES,
+    LAG_SECONDS,
+    LOOP_ERRORS,
+    SPILL_BUDGET,
+    SPILL_BYTES,
+    SPILL_SEGMENTS,
+)
 from core.position import parse_entry_id
 from core.redis_client import Redis, Scripts, call
 from core.settings import Settings
@@ -47,8 +61,8 @@ async def _main(settings: Settings) -> None:
         await asyncio.wait([opening, stopping], return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
         if opening.done():
-            _log_id, shards = opening.result()
-            await Archive(client, clickhouse, settings, shards).run(stop)
+            log_id, shards = opening.result()
+            await Archive(client, clickhouse, settings, shards, open_shelf(settings, log_id)).run(stop)
         else:
             opening.cancel()
     finally:
@@ -56,16 +70,32 @@ async def _main(settings: Settings) -> None:
         await client.aclose()
 
 
+def open_shelf(settings: Settings, log_id: str) -> Shelf | None:
+    """The spill directory, None when there is none. Without it the archive works, and cannot spill."""
+    if settings.spill_max_mb == 0 and not settings.spill_path.exists():
+        return None
+    try:
+        return Shelf(settings.spill_path, log_id, settings.spill_max_mb * 1024 * 1024)
+    except OSError as error:
+        logs.get().error("the spill directory cannot be used", path=str(settings.spill_path), error=str(error))
+        return None
+
+
 class Archive:
     """Everything of one archive process but its signals."""
 
-    def __init__(self, client: Redis, clickhouse: ClickHouse, settings: Settings, shards: int) -> None:
+    def __init__(
+        self, client: Redis, clickhouse: ClickHouse, settings: Settings, shards: int, shelf: Shelf | None = None
+    ) -> None:
+        self._shelf = shelf
+        self._spilling = asyncio.Lock()
         self._client = client
         self._clickhouse = clickhouse
         self._settings = settings
         self._shards = shards
         self._scripts = Scripts(client, shards, {**lease_sources(), **writer_sources()})
-        self._leases = Leases(self._scripts, JOB, shards, unique_owner(), settings.lease_ttl_s)
+        owner = unique_owner() if shelf is None else f"{unique_owner()}@{shelf.store}"
+        self._leases = Leases(self._scripts, JOB, shards, owner, settings.lease_ttl_s, self._homes)
         self._slots = asyncio.Semaphore(INSERTS_AT_ONCE)
         self._followers: dict[tuple[int, Log], Follower] = {}
         for log in LOGS:  # so that every series is there from the start
@@ -90,8 +120,10 @@ class Archive:
         shard, token = ownership.shard, ownership.token
         followers = {}
         for log in LOGS:
-            writer = Writer(self._client, self._scripts, self._clickhouse, self._shards, shard, log, token)
-            followers[shard, log] = Follower(self._client, writer, self._settings, self._slots, ownership.stop)
+            writer = Writer(self._client, self._scripts, self._clickhouse, self._shards, shard, log, token, self._shelf)
+            followers[shard, log] = Follower(
+                self._client, writer, self._settings, self._slots, self._spilling, ownership.stop
+            )
         self._followers |= followers
         tasks = [asyncio.create_task(follower.run()) for follower in followers.values()]
         try:
@@ -102,6 +134,15 @@ class Archive:
             await asyncio.wait(tasks)
             for name in followers:
                 self._followers.pop(name, None)
+
+    async def _homes(self) -> Mapping[int, str]:
+        """A shard with segment files belongs to those who have the directory they lie in, as long as there are any."""
+        pipe = self._client.pipeline(transaction=False)
+        wanted = [(shard, log) for shard in range(self._shards) for log in LOGS]
+        for shard, log in wanted:
+            pipe.lrange(keys.segments(shard, log), 0, 0)
+        listed = zip(wanted, await call(pipe.execute()), strict=True)
+        return {shard: f"@{record.store}" for (shard, _), texts in listed for record in parse_records(texts)}
 
     # -- seen from outside
 
@@ -117,7 +158,9 @@ class Archive:
         return "; ".join(stuck)
 
     async def _set_gauges(self) -> None:
-        """Lag of the owned shards: entries of the input log not archived, age of the oldest entry of either log."""
+        """Lag of the owned shards (entries of the input log not archived, age of the oldest entry of either log), and
+        what lies on disk."""
+        SPILL_BUDGET.set(self._settings.spill_max_mb * 1024 * 1024)
         while True:
             try:
                 entries, oldest_s = 0, 0.0
@@ -127,6 +170,11 @@ class Archive:
                     oldest_s = max(oldest_s, age_s)
                 LAG_ENTRIES.labels(keys.ARCHIVE_GROUP).set(entries)
                 LAG_SECONDS.labels(keys.ARCHIVE_GROUP).set(oldest_s)
+                ARCHIVE_STUCK.set(sum(bool(follower.stuck) for follower in self._followers.values()))
+                SPILL_SEGMENTS.set(sum(follower.segments for follower in self._followers.values()))
+                if self._shelf is not None:
+                    await asyncio.to_thread(self._shelf.expire)
+                    SPILL_BYTES.set(await asyncio.to_thread(self._shelf.used_bytes))
             except Exception as error:
                 LOOP_ERRORS.labels("archive_gauges").inc()
                 logs.get().warning("lag unknown", error=str(error))
@@ -135,9 +183,9 @@ class Archive:
     async def _lag(self, follower: Follower) -> tuple[int, float]:
         stream, committed = follower.stream, follower.committed
         oldest = await call(self._client.xrange(stream, min=f"({committed}", count=1))
-        if not oldest:
+        if not oldest and not follower.segments:
             return 0, 0.0
         added = (await call(self._client.xinfo_stream(stream)))["entries-added"]
         archived = int(await call(self._client.hget(follower.state_key, "entries")) or 0)
-        age_s = time.time() - parse_entry_id(oldest[0][0]).ms / 1000
-        return max(1, added - archived), max(0.0, age_s)
+        first_ms = follower.oldest_segment_ms or parse_entry_id(oldest[0][0]).ms
+        return max(1, added - archived), max(0.0, time.time() - first_ms / 1000)

@@ -1,15 +1,17 @@
 """Following one log of one shard: wait for entries, linger, read a batch, hand it to the writer, and start over.
 
 Back-pressure: nothing is read before there is a slot to write it, and a process has few slots. So a slow or absent
-ClickHouse makes the log longer, which the log can bear, and costs no memory here.
+ClickHouse makes the log longer, which the log can bear, and costs no memory here; what the log should not bear for
+hours goes to disk (`archive_relief`).
 """
 
 import asyncio
 import random
 from contextlib import suppress
 
-from clickhouse.reading import Limits
-from clickhouse.writer import Stuck, Writer
+from clickhouse.reading import Limits, Log, Stuck
+from clickhouse.writer import Writer
+from consumers.archive_relief import Relief
 from core import logs
 from core.errors import Fatal, Fenced, Retry
 from core.metrics import LOOP_ERRORS
@@ -29,15 +31,29 @@ STUCK_S = 30.0
 """How often a log that needs an operator is tried again, and complained about."""
 
 
+def retention_s(settings: Settings, log: Log) -> float:
+    """How long entries stay in a log although everybody has committed them (consumers/lua/trim.lua)."""
+    return settings.events_retention_s if log == "events" else settings.updates_retention_s
+
+
 class Follower:
     """Archives one log until `stop` is set. Raises Fenced when another owner took over."""
 
     def __init__(
-        self, client: Redis, writer: Writer, settings: Settings, slots: asyncio.Semaphore, stop: asyncio.Event
+        self,
+        client: Redis,
+        writer: Writer,
+        settings: Settings,
+        slots: asyncio.Semaphore,
+        spilling: asyncio.Lock,
+        stop: asyncio.Event,
     ) -> None:
         self._client = client
         self._writer = writer
         self._limits = Limits(settings.archive_batch_max, BATCH_BYTES_MAX)
+        self._relief = Relief(
+            client, writer.spilled, settings, retention_s(settings, writer.log), self._limits, spilling
+        )  # fmt: skip
         self._linger_s = settings.archive_linger_s
         self._slots = slots
         self._stop = stop
@@ -51,6 +67,16 @@ class Follower:
     def committed(self) -> str:
         """Last entry archived."""
         return str(self._writer.committed)
+
+    @property
+    def segments(self) -> int:
+        """Segment files of this log that are not archived yet."""
+        return self._writer.spilled.segments
+
+    @property
+    def oldest_segment_ms(self) -> int:
+        """When the oldest entry in segment files came, 0 when there are none."""
+        return self._writer.spilled.oldest_segment_ms
 
     async def run(self) -> None:
         """Take the log over and follow it; after a failure back off and take it over again."""
@@ -74,6 +100,7 @@ class Follower:
             except Exception as error:
                 delay_s = self._next_delay_s()
                 self._complain("unexpected failure", error)
+            await self._relieve(stands_still=True)
             await self._pause(delay_s)
 
     async def _follow(self) -> None:
@@ -89,6 +116,8 @@ class Follower:
                     await self._writer.write(batch)
             self._failures = 0
             is_behind = batch is not None and batch.is_full
+            if is_behind and await self._relieve(stands_still=False):
+                return  # the writer has to learn of the segments
 
     async def _entries_wait(self) -> bool:
         """Whether there are entries beyond the committed one; waits for a while, or until we are to stop."""
@@ -102,6 +131,20 @@ class Follower:
         finally:
             stopping.cancel()
             reading.cancel()
+
+    async def _relieve(self, *, stands_still: bool) -> int:
+        try:
+            spilled = await self._relief.give(self._stop, stands_still=stands_still)
+        except Fenced:
+            raise
+        except Exception as error:  # whatever it is: the archive itself goes on
+            LOOP_ERRORS.labels("archive_spill").inc()
+            known = isinstance(error, Stuck | Retry | Fatal)
+            logs.get().error("spilling failed", stream=self.stream, error=str(error), exc_info=None if known else error)
+            return 0
+        if spilled:
+            logs.get().warning("spilled to disk what could not be archived", stream=self.stream, entries=spilled)
+        return spilled
 
     async def _pause(self, delay_s: float) -> None:
         with suppress(TimeoutError):

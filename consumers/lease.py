@@ -12,7 +12,7 @@ the lease is lost (expired while Redis or we were away) the work is cancelled an
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 from msgspec import Struct
 from xxhash import xxh64_intdigest
@@ -50,6 +50,9 @@ class Ownership(Struct, frozen=True):
 
 Work = Callable[[Ownership], Awaitable[None]]
 
+Homes = Callable[[], Awaitable[Mapping[int, str]]]
+"""Shards that only some consumers can work on, and how the names of those end."""
+
 
 class _Held(Struct):
     ownership: Ownership
@@ -59,13 +62,16 @@ class _Held(Struct):
 class Leases:
     """Keeps this process's leases and runs one work per owned shard."""
 
-    def __init__(self, scripts: Scripts, job: str, shards: int, owner: str, ttl_s: float) -> None:
+    def __init__(
+        self, scripts: Scripts, job: str, shards: int, owner: str, ttl_s: float, homes: Homes | None = None
+    ) -> None:
         """`owner` is unique to the process and its start; `scripts` contain `lease_sources()`."""
         self._scripts = scripts
         self._job = job
         self._shards = range(shards)
         self._owner = owner
         self._ttl_ms = int(ttl_s * 1000)
+        self._homes = homes
         self._held: dict[int, _Held] = {}
         self._log = logs.get().bind(job=job, owner=owner)
 
@@ -92,10 +98,12 @@ class Leases:
 
     async def _round(self, work: Work) -> None:
         owners = await self._alive(stays=True)
+        homes = await self._homes() if self._homes is not None else {}
         leaving = []
         for shard in self._shards:
             held = self._held.get(shard)
-            is_preferred = preferred_owner(shard, owners) == self._owner
+            able = [owner for owner in owners if owner.endswith(homes.get(shard, ""))] or owners
+            is_preferred = preferred_owner(shard, able) == self._owner
             if held is None:
                 if is_preferred:
                     await self._acquire(shard, work)

@@ -18,7 +18,9 @@ All keys of a shard share the hash tag `{sNN}`, so that on Redis Cluster its scr
     timers:{s}                zset    "<action> <topic>" -> due ms
     shard:{s}                 hash    state consumer: last_id, applied, votes, dead, dead_votes, updates_id,
                                       vote_ordinal, event_ordinal, gaps
-    archive:{s}:<log>         hash    archive consumer: committed, inflight (log = events | updates)
+    archive:{s}:<log>         hash    archive consumer: committed, entries, batches, inflight; spilled = last entry in
+                                      segment files, while there are any (log = events | updates)
+    segments:{s}:<log>        list    segment files that hold what follows `committed`, in order: `clickhouse.segments`
     lease:{s}:<job>           string  owner of (job, shard), with expiry
     fence:{s}:<job>           string  fencing token, grows with every change of owner
     consumers:<job>           zset    running consumers -> ms of their last sign of life (not per shard)
@@ -95,6 +97,10 @@ def progress(shard: int) -> str:
 def archive(shard: int, log: str) -> str:
     """`log` is `events` or `updates`: each has its own position, plan and token namespace."""
     return f"archive:{tag(shard)}:{log}"
+
+
+def segments(shard: int, log: str) -> str:
+    return f"segments:{tag(shard)}:{log}"
 
 
 def lease(shard: int, job: str) -> str:

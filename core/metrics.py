@@ -53,6 +53,11 @@ RESUMES = Counter("gateway_resumes", "Verdicts given on cursors", ["verdict"])
 
 ARCHIVE_ROWS = Counter("archive_rows", "Rows committed to ClickHouse", ["table"])
 ARCHIVE_INSERT = Histogram("archive_insert_seconds", "Duration of one insert")
+ARCHIVE_STUCK = Gauge("archive_stuck_logs", "Logs of owned shards whose archive needs an operator")
+SPILLED = Counter("archive_spilled_entries", "Entries put on disk because they could not be archived in time")
+SPILL_SEGMENTS = Gauge("archive_spill_segments", "Segment files that owned shards have not archived yet")
+SPILL_BYTES = Gauge("archive_spill_bytes", "Bytes in the spill directory")
+SPILL_BUDGET = Gauge("archive_spill_budget_bytes", "Bytes the spill directory may hold")
 
 
 def exposition() -> bytes:

@@ -74,6 +74,14 @@ async def call(awaitable: Awaitable[Any] | Any) -> Any:
         raise translate(error) from error
 
 
+async def memory_share(client: Redis) -> float:
+    """Used share of `maxmemory` as the server itself counts it, 0.0 without a limit. Raises Retry."""
+    info = await call(client.info("memory"))
+    limit = int(info.get("maxmemory", 0))
+    used = int(info["used_memory"]) - int(info.get("mem_not_counted_for_evict", 0))
+    return used / limit if limit else 0.0
+
+
 def lua(package: str, name: str) -> str:
     """Source of `<package>/lua/<name>.lua`."""
     return (files(package) / "lua" / f"{name}.lua").read_text()

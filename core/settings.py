@@ -78,6 +78,10 @@ class Settings(Struct, frozen=True):
     archive_metrics_port: Port = 8083
     archive_linger_s: Seconds = 1.0  # a part-filled batch is written after this
     archive_batch_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 50_000
+    spill_dir: str = ""  # segment files while ClickHouse is away; empty = data_dir/spill; share it between machines
+    spill_max_mb: Annotated[int, Meta(ge=0)] = 10_240  # disk budget of spill_dir; 0 = never spill
+    spill_after_s: Seconds = 900.0  # what is not archived by then goes to disk, when the archive stands still
+    spill_memory_percent: Annotated[int, Meta(ge=0, le=100)] = 60  # of Redis' maxmemory: above it spilling is not late
 
     # -- gateway
     gateway_host: str = "127.0.0.1"
@@ -115,6 +119,11 @@ class Settings(Struct, frozen=True):
             return self.clickhouse_url
         password = quote(self.secret("clickhouse_password"), safe="")
         return f"http://default:{password}@127.0.0.1:{self.clickhouse_port}/arenacast"
+
+    @property
+    def spill_path(self) -> Path:
+        """Where segment files go."""
+        return (Path(self.spill_dir) if self.spill_dir else self.data_dir / "spill").absolute()
 
     @property
     def ack_replicas(self) -> int:

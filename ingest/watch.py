@@ -6,21 +6,13 @@ from core.errors import Retry
 from core.logs import get as get_log
 from core.metrics import LOOP_ERRORS
 from core.problem import unavailable
-from core.redis_client import Redis, Scripts, call
+from core.redis_client import Redis, Scripts, memory_share
 from core.settings import Settings
 from ingest.ack import AckRedis, durability, inspect
 
 INTERVAL_S = 1.0
 WARN_AT, REFUSE_AT = 0.80, 0.95
 """Shares of `maxmemory`: from the second on ingest refuses, so that the consumers keep room to work the log off."""
-
-
-async def memory_share(client: Redis) -> float:
-    """Used share of `maxmemory` as the server itself counts it, 0.0 without a limit. Raises Retry."""
-    info = await call(client.info("memory"))
-    limit = int(info.get("maxmemory", 0))
-    used = int(info["used_memory"]) - int(info.get("mem_not_counted_for_evict", 0))
-    return used / limit if limit else 0.0
 
 
 class Watch:

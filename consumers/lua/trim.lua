@@ -6,7 +6,8 @@
 -- Returns {events removed, updates removed}.
 --
 -- Atomic with reading the positions, so a reader that is set back meanwhile never finds its entries gone. Without an
--- archive position nothing is trimmed: a missing or slow archive must not lose events.
+-- archive position nothing is trimmed: a missing or slow archive must not lose events. What the archive has put on disk
+-- (`spilled`, which is there while it is ahead of `committed`) it does not need here any more.
 local function lower(a, b)
   local ams, aseq = string.match(a, '^(%d+)-(%d+)$')
   local bms, bseq = string.match(b, '^(%d+)-(%d+)$')
@@ -15,8 +16,10 @@ local function lower(a, b)
   return b
 end
 local applied = redis.call('HGET', KEYS[3], 'last_id')
-local archived = redis.call('HGET', KEYS[4], 'committed')
-local derived = redis.call('HGET', KEYS[5], 'committed')
+local function safe(key)
+  return redis.call('HGET', key, 'spilled') or redis.call('HGET', key, 'committed')
+end
+local archived, derived = safe(KEYS[4]), safe(KEYS[5])
 local removed = {0, 0}
 if applied and archived then
   removed[1] = redis.call('XTRIM', KEYS[1], 'MINID', '~', lower(lower(applied, archived), ARGV[1] .. '-0'))

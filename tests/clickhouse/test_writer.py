@@ -9,9 +9,9 @@ import pytest
 
 from clickhouse import writer as module
 from clickhouse.client import ClickHouse
-from clickhouse.reading import Limits
+from clickhouse.reading import Limits, Stuck
 from clickhouse.tables import VOTES, Row, Table
-from clickhouse.writer import BATCHES_SAFE, Batch, Plan, Stuck, Writer
+from clickhouse.writer import BATCHES_SAFE, Batch, Plan, Writer
 from core import keys
 from core.errors import ArenacastError, Fenced, Retry
 from core.position import EntryId, parse_entry_id

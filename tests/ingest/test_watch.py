@@ -6,7 +6,7 @@ import msgspec
 import pytest
 import redis.asyncio as redis
 
-from core.redis_client import connect
+from core.redis_client import connect, memory_share
 from core.settings import Settings
 from ingest import watch
 from tests.ingest.conftest import POLL, Log, event, http_client
@@ -85,7 +85,7 @@ async def test_a_server_without_a_budget_is_no_reason_to_refuse(settings: Settin
     with running_redis(tmp_path / "redis") as server:
         async with connect(msgspec.structs.replace(settings, redis_url=server.url)) as admin:
             await admin.config_set("maxmemory", 0)
-            assert await watch.memory_share(admin) == 0.0
+            assert await memory_share(admin) == 0.0
 
 
 async def test_while_the_server_is_away_everything_is_503_and_afterwards_fine(

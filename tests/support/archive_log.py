@@ -6,13 +6,14 @@ from typing import Any
 import redis
 
 from clickhouse.client import ClickHouse
-from clickhouse.reading import Limits
-from clickhouse.writer import Log, Writer, writer_sources
+from clickhouse.reading import Limits, Log
+from clickhouse.segments import Shelf
+from clickhouse.writer import Writer, writer_sources
 from core import keys
 from core.digest import MASK, vote_hash
 from core.events import header
 from core.position import EntryId
-from core.redis_client import Redis, Scripts
+from core.redis_client import Redis, Scripts, lua
 from core.updates import Fact, Update, encode_update
 from tests.support.log_writer import LogWriter
 
@@ -31,6 +32,7 @@ class ArchiveLog:
         self.digest = 0
         self.votes = 0
         self.scripts = Scripts(client, SHARDS, writer_sources())
+        self.shelf: Shelf | None = None
 
     def vote(self, count: int = 1, poll_id: str = "p1", received_us: int | None = None) -> None:
         """Append votes for alternating options by ever new voters."""
@@ -61,7 +63,7 @@ class ArchiveLog:
     def writer(self, log: Log = "events", kind: Callable[..., Writer] = Writer, token: int | None = None) -> Writer:
         """A writer that owns shard 0."""
         number = self.own() if token is None else token
-        return kind(self.client, self.scripts, self.clickhouse, SHARDS, 0, log, number)
+        return kind(self.client, self.scripts, self.clickhouse, SHARDS, 0, log, number, self.shelf)
 
     async def archive(self, log: Log = "events", limits: Limits = EVERYTHING) -> Writer:
         """Take a log over and write all there is."""
@@ -70,6 +72,16 @@ class ArchiveLog:
         while (batch := await writer.read(limits)) is not None:
             await writer.write(batch)
         return writer
+
+    def trim(self) -> int:
+        """Trim the input log as a state consumer does that has applied everything, to the entry; how many went."""
+        last = self.sync.xinfo_stream(keys.events(0))["last-generated-id"]
+        self.sync.hset(keys.progress(0), "last_id", last)
+        names = [
+            keys.events(0), keys.updates(0), keys.progress(0), keys.archive(0, "events"), keys.archive(0, "updates")
+        ]  # fmt: skip
+        exact = lua("consumers", "trim").replace("'~'", "'='")
+        return int(self.sync.eval(exact, len(names), *names, 2**45, 2**45)[0])
 
     def state(self, log: str = "events") -> dict[str, str]:
         """The archive's hash."""
