@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clickhouse import segments as module
 from clickhouse.rows import RawEntry
 from clickhouse.segments import ERASED, RETIRED, Damaged, Shelf, erase_voter, read_file, rewrite
 from core.errors import Retry
@@ -33,7 +32,9 @@ bodies = st.dictionaries(st.binary(min_size=1, max_size=10), st.binary(max_size=
 
 @settings(max_examples=50)
 @given(st.lists(bodies, min_size=1, max_size=20))
-def test_every_byte_of_every_entry_comes_back(tmp_path_factory: pytest.TempPathFactory, fields: list[RawEntry]) -> None:
+def test_every_byte_of_every_entry_comes_back(
+    tmp_path_factory: pytest.TempPathFactory, fields: list[dict[bytes, bytes]]
+) -> None:
     shelf = Shelf(tmp_path_factory.mktemp("spill"), "log1", MIB)
     written = [(b"%d-%d" % (number, number), item) for number, item in enumerate(fields, 1)]
     assert shelf.read(shelf.write(0, "events", 1, written)) == written
@@ -185,7 +186,7 @@ def test_rewriting_keeps_the_old_segment_until_the_new_one_is_whole(
     def full(descriptor: int) -> None:
         raise OSError(28, "no space")
 
-    monkeypatch.setattr(module.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="no space"):
         rewrite(shelf.directory / name, lambda entry: (entry[0], {}))
     assert shelf.read(name) == entries(3)
