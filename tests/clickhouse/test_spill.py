@@ -14,7 +14,7 @@ from clickhouse.spill import SpilledLog, parse_records
 from clickhouse.writer import Plan
 from core import keys
 from core.errors import Fenced, Retry
-from core.position import EntryId
+from core.position import EntryId, parse_entry_id
 from core.updates import Prediction
 from tests.clickhouse.test_writer import CrashingWriter, crash
 from tests.support.archive_log import EVERYTHING, ArchiveLog
@@ -210,7 +210,7 @@ async def test_an_owner_that_does_not_know_the_newest_incarnation_cannot_spill(l
     note = spilling._note
 
     async def late(record: Any, epoch: int) -> None:
-        log.sync.hset(keys.epochs(0), mapping={"now": "99", "99": "9999999999999-0"})
+        log.sync.hset(keys.epochs(0), mapping={"now": epoch + 1, str(epoch + 1): "9999999999999-0"})
         await note(record, epoch)
 
     spilling._note = late  # type: ignore[method-assign]
@@ -241,14 +241,15 @@ async def test_what_was_archived_meanwhile_is_not_spilled_behind(log: ArchiveLog
 
 
 async def test_a_segment_lies_within_one_epoch(log: ArchiveLog, shelf: Shelf) -> None:
-    log.vote(3)
     await log.scripts.load()
-    ms, seq = log.sync.xrevrange(keys.events(0), count=1)[0][0].decode().split("-")
-    log.sync.hset(keys.epochs(0), mapping={"now": "9", "9": f"{ms}-{int(seq) + 1}"})
+    newer = int(log.sync.hget(keys.epochs(0), "now")) + 1
+    log.vote(3)
+    last = parse_entry_id(log.sync.xrevrange(keys.events(0), count=1)[0][0])
+    log.sync.hset(keys.epochs(0), mapping={"now": newer, str(newer): str(last.next)})
     log.vote(4)
     await spill(log)
     assert [record.count for record in records(log)] == [3, 4]
-    assert [name.split(".")[2] for name in shelf.names()][-1] == "9"
+    assert [name.split(".")[2] for name in shelf.names()][-1] == str(newer)
     log.trim()
     await log.archive()
     await log.assert_exact()

@@ -100,7 +100,7 @@ async def test_killed_again_and_again_while_clickhouse_is_away_it_keeps_the_log_
     await drained(log)
     server.kill9()
     longest = 0
-    for _ in range(4):
+    for _ in range(2):
         before = segments(log)
         for _ in range(3):
             fill(log, 400)
