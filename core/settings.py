@@ -87,6 +87,9 @@ class Settings(Struct, frozen=True):
     gateway_host: str = "127.0.0.1"
     gateway_port: Port = 8080
     cors_origins: str = "*"  # comma list, for reading; writing allows none
+    compression: Literal["off", "on"] = (
+        "off"  # of streams, for clients that offer it: bandwidth for a little CPU a frame
+    )
     heartbeat_s: Annotated[float, Meta(gt=0, le=15)] = 10.0  # contract: at least every 15 s
     flush_interval_ms: Annotated[float, Meta(ge=0, le=1000)] = 5.0  # while busy; the first message goes at once
     io_uring: Literal["auto", "off"] = "auto"  # auto: one system call for all sockets of a topic, where it is allowed

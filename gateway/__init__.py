@@ -17,6 +17,7 @@ Invariants
     * A socket is written to past its sink only while the sink holds nothing, so that the order is kept (`connection`).
     * Everything pure is in `subscription`, `frames`, `ring`, `channel`, `hub`, `wheel`: synchronous, with time as an
       argument. Everything that knows uvicorn's inside is in `takeover`.
+    * A frame is compressed once for everybody (`compression`, off by default), so nothing in it refers to earlier ones.
     * Every buffer has a bound: ring (bytes, oldest first out), a reader's unsent bytes (high-water mark, then it lags,
       then it is closed), joins waiting for Redis (then they are asked to come back), chunks read from the log.
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import uvloop
 from starlette.applications import Starlette
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.types import ASGIApp
 
 from clickhouse.client import ClickHouse
 from clickhouse.history import History
@@ -39,6 +41,12 @@ GC_THRESHOLD = 20_000
 """Objects made and not yet freed before the collector looks for cycles. With the default of 700 it looks every
 few messages, and finds nothing: what a message leaves refers to nothing that refers back."""
 
+GZIP_MIN_BYTES = 1024
+"""Of a REST answer. Below that a packet holds it either way."""
+
+GZIP_LEVEL = 6
+"""Level 9, the middleware's default, takes three times as long for a fifth less (a page of 1000 events: 8 ms)."""
+
 
 def make_app(service: Service, client: Redis, clickhouse: ClickHouse) -> Any:
     """The ASGI application."""
@@ -52,7 +60,10 @@ def make_app(service: Service, client: Redis, clickhouse: ClickHouse) -> Any:
         *contract.routes(service.settings),
         *site.routes(),
     ]
-    return Policy(Starlette(routes=routes, exception_handlers=HANDLERS), service.settings.cors_origins)
+    app: ASGIApp = Starlette(routes=routes, exception_handlers=HANDLERS)
+    if service.settings.compression == "on":  # of what is no event stream; those have their own way
+        app = GZipMiddleware(app, minimum_size=GZIP_MIN_BYTES, compresslevel=GZIP_LEVEL)
+    return Policy(app, service.settings.cors_origins)
 
 
 def run(settings: Settings, workers: int = 1) -> None:

@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Sequence
 
 from gateway.connection import Connection
-from gateway.frames import Wire
+from gateway.frames import Wire, opening
 from gateway.hub import Subscriber
 from gateway.service import Joining, Service, bye, welcome
 
@@ -41,6 +41,7 @@ class EventStream(Connection):
         lines = b"".join(b"%b: %b\r\n" % header for header in (*HEADERS, *self._headers))
         head = b"HTTP/1.1 200 OK\r\n%b\r\n" % lines
         self._headers = ()
+        head += opening(self._wire)
         greet = welcome(self._wire)
         self._service.wheel.add(self)
         self._service.meter.opened(self._wire)

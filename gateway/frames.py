@@ -9,6 +9,7 @@ topic set is the cursor, built once per channel and message.
     ws         text frames holding such objects, joined by newlines; unmasked, so one frame serves every socket
     text       the same objects joined by newlines, for servers that frame WebSocket messages themselves
     poll       the same, for the long-poll's list
+    sse-gzip, envelope-gzip, ws-deflate        the same bytes, compressed (`gateway.compression`)
 
 No field may carry a line break into an event stream: kinds and topics are checked when an `Item` is made, and a line
 break in JSON is white space (it cannot stand inside a string), so it is replaced by a space.
@@ -25,16 +26,24 @@ import msgspec
 from core.errors import Poison
 from core.position import Position
 from core.updates import Message
+from gateway import compression
 
-Wire = Literal["sse", "envelope", "ws", "text", "poll"]
-TRANSPORTS: Final[dict[Wire, str]] = {"sse": "sse", "envelope": "sse", "ws": "ws", "text": "ws", "poll": "poll"}
+Wire = Literal["sse", "envelope", "ws", "text", "poll", "sse-gzip", "envelope-gzip", "ws-deflate"]
+TRANSPORTS: Final[dict[Wire, str]] = {
+    "sse": "sse", "envelope": "sse", "ws": "ws", "text": "ws", "poll": "poll",
+    "sse-gzip": "sse", "envelope-gzip": "sse", "ws-deflate": "ws",
+}  # fmt: skip
 """Wire format -> value of the label `transport`."""
+
+GZIPPED: Final[dict[Wire, Wire]] = {"sse": "sse-gzip", "envelope": "envelope-gzip"}
+"""Wire format of an event stream -> the same as a gzip stream, which begins with `opening`."""
 
 WS_MESSAGE_MAX = 256 * 1024
 """Joined messages of one WebSocket message: clients commonly refuse more than 1 MiB, and one event has 256 KiB."""
 
 _SAFE = re.compile(r"[A-Za-z0-9_.*-]+\Z")
 _FIN_TEXT, _FIN_CLOSE, _FIN_PING = 0x81, 0x88, 0x89
+_FIN_DEFLATED_TEXT = _FIN_TEXT | 0x40  # RSV1, RFC 7692 section 6
 
 encode_json = msgspec.json.Encoder().encode
 
@@ -144,6 +153,7 @@ def _envelope(item: Item, cursor: bytes) -> bytes:
 
 encoders: Final[dict[Wire, Callable[[Item, bytes], bytes]]] = {
     "sse": _sse, "envelope": _envelope, "ws": _object, "text": _object, "poll": _object,
+    "sse-gzip": _sse, "envelope-gzip": _envelope, "ws-deflate": _object,
 }  # fmt: skip
 """Wire format -> one message with its cursor, still to be joined."""
 
@@ -160,23 +170,33 @@ def _lines(parts: Sequence[bytes]) -> bytes:
 
 
 def _text_frames(parts: Sequence[bytes]) -> bytes:
+    return _framed(parts, ws_text)
+
+
+def _deflated_frames(parts: Sequence[bytes]) -> bytes:
+    return _framed(parts, ws_deflated)
+
+
+def _framed(parts: Sequence[bytes], frame: Callable[[bytes], bytes]) -> bytes:
     if sum(map(len, parts)) + len(parts) <= WS_MESSAGE_MAX:
-        return ws_text(b"\n".join(parts))
+        return frame(b"\n".join(parts))
     frames: list[bytes] = []
     group: list[bytes] = []
     size = 0
     for part in parts:
         if group and size + len(part) > WS_MESSAGE_MAX:
-            frames.append(ws_text(b"\n".join(group)))
+            frames.append(frame(b"\n".join(group)))
             group, size = [], 0
         group.append(part)
         size += len(part) + 1
-    frames.append(ws_text(b"\n".join(group)))
+    frames.append(frame(b"\n".join(group)))
     return b"".join(frames)
 
 
 joiners: Final[dict[Wire, Callable[[Sequence[bytes]], bytes]]] = {
     "sse": _concatenate, "envelope": _concatenate, "ws": _text_frames, "text": _lines, "poll": _lines,
+    "sse-gzip": compression.in_blocks(_concatenate), "envelope-gzip": compression.in_blocks(_concatenate),
+    "ws-deflate": _deflated_frames,
 }  # fmt: skip
 """Wire format -> what is written for several encoded messages (at least one)."""
 
@@ -203,8 +223,8 @@ def control(
     if cursor is not None:
         body["id"] = cursor.decode()
     body["data"] = data
-    if wire == "ws":
-        return ws_text(encode_json(body))
+    if wire in ("ws", "ws-deflate"):
+        return (ws_text if wire == "ws" else ws_deflated)(encode_json(body))
     if wire in ("text", "poll"):
         return encode_json(body)
     lines: list[bytes] = []
@@ -212,11 +232,16 @@ def control(
         lines.append(b"retry: %d\n" % retry_ms)
     if cursor is not None:
         lines.append(b"id: %b\n" % cursor)
-    if wire == "sse":
+    if wire in ("sse", "sse-gzip"):
         lines.append(b"event: %b\ndata: %b\n\n" % (event.encode(), encode_json(data)))
     else:
         lines.append(b"data: %b\n\n" % encode_json(body))
-    return b"".join(lines)
+    return joiners[wire](lines)
+
+
+def opening(wire: Wire) -> bytes:
+    """What precedes the first message of a connection."""
+    return compression.GZIP_HEAD if wire in GZIPPED.values() else b""
 
 
 # -- WebSocket frames (RFC 6455 section 5.2), from server to client and therefore unmasked
@@ -224,12 +249,22 @@ def control(
 
 def ws_text(payload: bytes) -> bytes:
     """One text message in one frame."""
+    return _ws_frame(_FIN_TEXT, payload)
+
+
+def ws_deflated(payload: bytes) -> bytes:
+    """One text message in one frame, compressed where that makes it shorter."""
+    packed = compression.message(payload)
+    return _ws_frame(_FIN_TEXT, payload) if packed is None else _ws_frame(_FIN_DEFLATED_TEXT, packed)
+
+
+def _ws_frame(first: int, payload: bytes) -> bytes:
     size = len(payload)
     if size < 126:
-        return struct.pack("!BB", _FIN_TEXT, size) + payload
+        return struct.pack("!BB", first, size) + payload
     if size < 65_536:
-        return struct.pack("!BBH", _FIN_TEXT, 126, size) + payload
-    return struct.pack("!BBQ", _FIN_TEXT, 127, size) + payload
+        return struct.pack("!BBH", first, 126, size) + payload
+    return struct.pack("!BBQ", first, 127, size) + payload
 
 
 def ws_close(code: int, reason: str) -> bytes:

@@ -11,7 +11,7 @@ from contextlib import aclosing
 from starlette.responses import StreamingResponse
 from starlette.types import Send
 
-from gateway.frames import Wire
+from gateway.frames import Wire, opening
 from gateway.hub import Subscriber
 from gateway.service import Joining, Service, bye, welcome
 
@@ -120,6 +120,8 @@ class EventStreamResponse(StreamingResponse):
         outbox = Outbox(self._service, wire)
         outbox.open()
         try:
+            if start := opening(wire):
+                outbox.write(start)
             outbox.subscribers.append(self._service.start(self._joining, outbox, welcome(wire)))
             async with aclosing(outbox.parts()) as written:
                 async for parts in written:

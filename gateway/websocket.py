@@ -18,8 +18,9 @@ from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
 from gateway import session
+from gateway.compression import Inflater, Negotiator
 from gateway.connection import LINGER_S, Connection
-from gateway.frames import WS_PING, ws_close
+from gateway.frames import WS_PING, Wire, ws_close
 from gateway.hub import Subscriber
 from gateway.service import Service, bye
 from gateway.session import Session
@@ -39,8 +40,8 @@ class WebSocket(Connection, Upgraded):
     """One WebSocket client and its subscriptions."""
 
     __slots__ = (
-        "_beats", "_fragments", "_is_closed", "_is_within", "_parser", "_requests", "_session", "_task", "_unparsed",
-        "subscribers",
+        "_beats", "_fragments", "_inflater", "_is_closed", "_is_within", "_parser", "_requests", "_session", "_task",
+        "_unparsed", "_wire", "subscribers",
     )  # fmt: skip
 
     def __init__(self, service: Service) -> None:
@@ -49,7 +50,9 @@ class WebSocket(Connection, Upgraded):
         self._parser: ServerProtocol | None = None  # only while there is something to parse: it weighs 2 KB
         self._unparsed = 0  # bytes given to the parser that are not part of a whole frame yet
         self._is_within = False  # between the fragments of a message
-        self._session = Session(service, self, "ws")
+        self._wire: Wire = "ws"
+        self._inflater: Inflater | None = None  # once permessage-deflate was agreed on
+        self._session = Session(service, self, self._wire)
         self._fragments: list[bytes] = []
         self._requests: list[bytes] = []
         self._task: asyncio.Task[None] | None = None
@@ -73,7 +76,7 @@ class WebSocket(Connection, Upgraded):
 
     def dismiss(self) -> None:
         """See `gateway.hub.Sink`."""
-        self.write(bye("ws"))
+        self.write(bye(self._wire))
         self.close(session.RECONNECT, "reconnect now")
 
     def beat(self, now: float) -> None:
@@ -119,12 +122,14 @@ class WebSocket(Connection, Upgraded):
         parser = self._parser
         if parser is None:
             parser = ServerProtocol(state=ProtocolState.OPEN, max_size=session.MESSAGE_BYTES_MAX, logger=_quiet)
+            if self._inflater is not None:
+                parser.extensions = [self._inflater]
             self._parser = parser
         parser.receive_data(data)
         self._unparsed += len(data)
         for event in parser.events_received():
             assert isinstance(event, Frame), "the handshake is over"
-            self._unparsed -= _wire_size(event)
+            self._unparsed -= _wire_size(event, self._inflater)
             if event.opcode in _DATA:
                 self._is_within = not event.fin
             self._take(event)
@@ -133,19 +138,26 @@ class WebSocket(Connection, Upgraded):
                 self.write(answer)
             else:
                 self._shut()
-                self.hang_up()
+                self._farewell()
         if not (self._unparsed or self._is_within) and parser.state is ProtocolState.OPEN:
             self._parser = None
         if self.transport.get_write_buffer_size() > UNSENT_FACTOR * self._service.high_water:
             self._service.meter.evicted("bytes")
             self.cut()
 
+    def _farewell(self) -> None:
+        """End our half. Closing at once would reset a client in the middle of sending, before it reads our code."""
+        if not self.transport.is_closing():
+            self.transport.write_eof()
+            asyncio.get_running_loop().call_later(LINGER_S, self.transport.abort)
+
     # -- what came in
 
     def upgrade(self, method: str, path: str, headers: list[tuple[str, str]]) -> None:
         """See `gateway.takeover.Upgraded`."""
         target = urlsplit(path)
-        handshake = ServerProtocol(logger=_quiet, select_subprotocol=_select_subprotocol)
+        offers = [Negotiator()] if self._service.settings.compression == "on" else None
+        handshake = ServerProtocol(logger=_quiet, select_subprotocol=_select_subprotocol, extensions=offers)
         request = Request(path, Headers(headers), method)
         if target.path == PATH:
             response = handshake.accept(request)
@@ -156,6 +168,9 @@ class WebSocket(Connection, Upgraded):
             self._shut()
             self.hang_up()
             return
+        if handshake.extensions:
+            self._wire, self._inflater = "ws-deflate", Inflater()
+            self._session = Session(self._service, self, self._wire)
         origin = request.headers.get("Origin")
         self._start(asyncio.create_task(self._open(parse_qs(target.query), origin)))
 
@@ -203,9 +218,9 @@ class WebSocket(Connection, Upgraded):
             await self._session.handle(self._requests.pop(0))
 
 
-def _wire_size(frame: Frame) -> int:
+def _wire_size(frame: Frame, inflater: Inflater | None) -> int:
     """Bytes of a client's frame. At least: one that encodes its length wastefully keeps its parser, no more."""
-    size = len(frame.data)
+    size = len(frame.data) if inflater is None or frame.opcode not in _DATA else inflater.sizes.popleft()
     return 6 + size + (0 if size < 126 else 2 if size < 65_536 else 8)
 
 

@@ -11,8 +11,9 @@ from starlette.types import Receive, Scope, Send
 
 from core.errors import Retry
 from core.problem import Problem
+from gateway.compression import accepts_gzip
 from gateway.event_stream import HEADERS, EventStream
-from gateway.frames import Wire
+from gateway.frames import GZIPPED, Wire
 from gateway.plain import EventStreamResponse
 from gateway.service import Service, retry_ms
 from gateway.subscription import Subscription, split, subscription
@@ -54,15 +55,22 @@ def routes(service: Service) -> list[Route]:
         if service.is_draining:
             return come_back()
         wire: Wire = "envelope" if request.query_params.get("envelope") == "1" else "sse"
+        encoded: dict[str, str] = {}
+        if service.settings.compression == "on":
+            encoded["vary"] = "accept-encoding"
+            if accepts_gzip(",".join(request.headers.getlist("accept-encoding"))):
+                encoded["content-encoding"] = "gzip"
+                wire = GZIPPED[wire]
         try:
             joining = await service.prepare(wanted, wire, cursor_of(request))
         except Retry as error:
             service.turned_away(error)
             return come_back()
         takeover = takeover_of(request.scope)
-        added = request.scope["state"]["headers"]
+        added = [(name.encode(), value.encode()) for name, value in encoded.items()]
+        added += request.scope["state"]["headers"]
         if takeover is not None and takeover(EventStream(service, joining, added)):
             return Taken()
-        return EventStreamResponse(service, joining, headers)
+        return EventStreamResponse(service, joining, headers | encoded)
 
     return [Route("/api/v1/stream", stream)]
