@@ -1,6 +1,7 @@
 """The cold path's storage: every fact once in ClickHouse, and the questions asked of it.
 
 What enters      batches of log entries, from `consumers.archive`, as rows of raw tables
+                 what of the log is not archived yet, from Redis, where a reader asks for the newest events
 What leaves      pages and replays of stored events for the gateway; tables and views for analysts (CONTRACT §6)
 
     client       one lazily opened HTTP client per process; errors say what the caller does
@@ -10,7 +11,11 @@ What leaves      pages and replays of stored events for the gateway; tables and 
     writer       the exactly-once protocol: plan, insert, commit, and how each is taken up after a crash
     repair       what the protocol's deduplication cannot cover: which facts are already there, aggregates anew
     aggregates   which views keep aggregates, and which part of one a batch can have touched
-    queries      stored events in the order of the log
+    queries      stored events in the order of the log, in chunks
+    history      ClickHouse and the log in Redis as one log: pages without a seam
+    replay       a match again, as fast as it can be read or at its pace; `corrections`: as of a moment
+    audit        who wrote, corrected and read a match
+    export       a poll or a match as a file with a manifest to check it by
     embedded     ClickHouse's HTTP interface over the in-process engine, for one machine
 
 Invariants
@@ -27,5 +32,6 @@ Invariants
     * Every insert carries a token and the settings that make it count; `async_insert` is off.
     * Values from outside reach a query as parameters, never as text.
 
-The client library is `clickhouse_connect`; this package is ours. Start reading at `writer`, then `rows`.
+The client library is `clickhouse_connect`; this package is ours. Start reading at `writer`, then `rows`;
+for what is read at `history`.
 """

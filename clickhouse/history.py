@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-from msgspec import Struct
+from msgspec import UNSET, Struct
 from redis.exceptions import ResponseError
 
 from clickhouse.client import ClickHouse
@@ -192,15 +192,22 @@ def _events(asked: Asked, after: Place, scan: _Scan) -> list[StoredEvent]:
             event = decode_match_event(entry.body)
         except (Poison, msgspec.DecodeError, ValueError):
             continue
-        place = Place(entry.id.ms, entry.id.seq, scan.epochs.of(entry.id))
-        received_ms = clamp_ms(entry.received_us // 1000)
-        if (
-            place > after
-            and asked.map_id in (None, event.map_id)
-            and asked.since_ms <= received_ms < asked.until_ms
-        ):  # fmt: skip
-            found.append(StoredEvent(place, event.event_id, event.map_id, event.type, 1, received_ms, entry.body))
+        stored = StoredEvent(
+            Place(*entry.id, scan.epochs.of(entry.id)), event.event_id, event.map_id, event.type, event.version,
+            "" if event.corrects is UNSET else event.corrects, clamp_ms(entry.received_us // 1000), entry.body,
+        )  # fmt: skip
+        if stored.place > after and _is_asked(asked, stored):
+            found.append(stored)
     return found
+
+
+def _is_asked(asked: Asked, event: StoredEvent) -> bool:
+    """What the conditions of `queries` say."""
+    return (
+        asked.map_id in (None, event.map_id)
+        and asked.since_ms <= event.received_ms < asked.until_ms
+        and (bool(event.corrects) or not asked.corrections_only)
+    )
 
 
 def _merged(

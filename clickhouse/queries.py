@@ -33,7 +33,8 @@ FROM
         (ORDER BY stream_ms, stream_seq, stream_epoch ROWS UNBOUNDED PRECEDING) - length(payload) AS bytes_before
     FROM
     (
-        SELECT stream_ms, stream_seq, stream_epoch, event_id, map_id, type, revision, received_at, payload
+        SELECT stream_ms, stream_seq, stream_epoch, event_id, map_id, type, revision, received_at, payload,
+            corrects
         FROM match_events
         WHERE match_id = {match_id:String}
           AND (stream_ms, stream_seq, stream_epoch) > ({ms:UInt64}, {seq:UInt64}, {epoch:UInt64})
@@ -42,6 +43,7 @@ FROM
           AND ({map_id:String} = '' OR map_id = {map_id:String})
           AND received_at >= fromUnixTimestamp64Milli({since_ms:Int64})
           AND received_at < fromUnixTimestamp64Milli({until_ms:Int64})
+          AND ({corrections_only:Bool} = false OR corrects != '')
         ORDER BY stream_ms, stream_seq, stream_epoch
         LIMIT {rows:UInt32}
     )
@@ -53,7 +55,7 @@ ORDER BY stream_ms, stream_seq, stream_epoch
 _EVENTS = _CHUNK.replace(
     "COLUMNS",
     "stream_ms, stream_seq, stream_epoch, event_id, map_id, type, revision, "
-    "toUnixTimestamp64Milli(received_at) AS received_ms, payload",
+    "corrects, toUnixTimestamp64Milli(received_at) AS received_ms, payload",
 )
 _LINES = _CHUNK.replace("COLUMNS", "stream_ms, stream_seq, stream_epoch, concat(payload, '\\n') AS line")
 
@@ -93,6 +95,7 @@ class Asked(Struct, frozen=True):
     map_id: str | None = None
     since_ms: int = MS_MIN
     until_ms: int = MS_MAX
+    corrections_only: bool = False
 
 
 class StoredEvent(Struct, frozen=True, gc=False):
@@ -103,6 +106,8 @@ class StoredEvent(Struct, frozen=True, gc=False):
     map_id: str
     type: str
     revision: int
+    corrects: str
+    """Id of the event that this one corrects, "" when it is none."""
     received_ms: int
     payload: bytes
 
@@ -133,9 +138,18 @@ async def stored_events(
     columns = [column.to_pylist() for column in table.columns]
     events = [
         StoredEvent(
-            Place(ms, seq, epoch), event_id.decode(), map_id.decode(), type_.decode(), revision, received_ms, payload
+            Place(ms, seq, epoch),
+            event_id.decode(),
+            map_id.decode(),
+            type_.decode(),
+            revision,
+            corrects.decode(),
+            received_ms,
+            payload,
         )
-        for ms, seq, epoch, event_id, map_id, type_, revision, received_ms, payload in zip(*columns[:-1], strict=True)
+        for ms, seq, epoch, event_id, map_id, type_, revision, corrects, received_ms, payload in zip(
+            *columns[:-1], strict=True
+        )
     ][:rows]
     return events, _has_more(table, len(events))
 
@@ -173,6 +187,7 @@ async def _chunk(
         "last_seq": last.seq,
         "since_ms": asked.since_ms,
         "until_ms": asked.until_ms,
+        "corrections_only": asked.corrections_only,
         "rows": rows + 1,  # one more, to know whether there is more
         "bytes_max": bytes_max,
     }

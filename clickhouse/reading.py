@@ -12,10 +12,14 @@ from core.errors import ArenacastError
 from core.position import EntryId, parse_entry_id
 from core.redis_client import Redis, call
 
-Log = Literal["events", "updates"]
+Log = Literal["events", "updates", "audit"]
 """The logs of a shard that are archived."""
 
-_STREAMS: Mapping[Log, Callable[[int], str]] = {"events": keys.events, "updates": keys.updates}
+_STREAMS: Mapping[Log, Callable[[int], str]] = {
+    "events": keys.events,
+    "updates": keys.updates,
+    "audit": keys.audit,
+}
 
 PAGE_ENTRIES_MAX = 2000
 """Entries of one XRANGE: about 2 ms in which Redis serves nobody else."""

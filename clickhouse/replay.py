@@ -6,10 +6,10 @@ holds in memory is one chunk, whatever the match is long.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from clickhouse.history import History
-from clickhouse.queries import BEGINNING, Asked, Place, StoredEvent, stored_lines
+from clickhouse.queries import BEGINNING, Asked, Lines, Place, StoredEvent, stored_lines
 from core.errors import Retry
 
 CHUNK_ROWS_FIRST, CHUNK_ROWS_MAX = 500, 8000
@@ -23,8 +23,8 @@ GAP_MAX_S = 3600.0
 """A paced replay waits no longer than this between two events, whatever the pause in the match was."""
 
 
-async def lines(history: History, asked: Asked, after: Place = BEGINNING) -> AsyncIterator[bytes]:
-    """Every event as NDJSON, in order; each item is many whole lines.
+async def lines(history: History, asked: Asked, after: Place = BEGINNING) -> AsyncIterator[Lines]:
+    """Every event as NDJSON, in order; no item is empty.
 
     Archived events are never decoded here: see `queries.stored_lines`. Raises Retry when a part cannot be read: what
     was given until then is whole lines in order.
@@ -39,13 +39,19 @@ async def lines(history: History, asked: Asked, after: Place = BEGINNING) -> Asy
         except Retry:
             break  # Redis may have all the rest
         if chunk.last is not None:
-            yield chunk.body
+            yield chunk
             after = chunk.last
             rows = max(1, min(CHUNK_ROWS_MAX, CHUNK_BYTES * chunk.count // len(chunk.body)))
         if not chunk.has_more:
             break
-    async for page in pages(history, asked, after):
-        yield b"".join(event.payload + b"\n" for event in page)
+    async for events in pages(history, asked, after):
+        yield as_lines(events)
+
+
+def as_lines(events: Sequence[StoredEvent]) -> Lines:
+    """Events as NDJSON."""
+    body = b"".join(event.payload + b"\n" for event in events)
+    return Lines(body, len(events), events[-1].place, True)
 
 
 async def pages(history: History, asked: Asked, after: Place = BEGINNING) -> AsyncIterator[list[StoredEvent]]:

@@ -8,11 +8,12 @@ what an entry cannot be is found here and becomes a dead letter, and numbers are
 
 from collections.abc import Callable, Sequence
 
-from msgspec import Struct
+from msgspec import UNSET, Struct
 
 from clickhouse.instants import clamp_ms, to_ms
 from clickhouse.tables import (
     APPLIED_BATCHES,
+    AUDIT,
     MAP_STATES,
     MATCH_EVENTS,
     MATCH_STATES,
@@ -23,6 +24,7 @@ from clickhouse.tables import (
     VOTES,
     Row,
 )
+from core.audit import decode_record
 from core.digest import event_hash, vote_hash
 from core.errors import Poison
 from core.events import Entry, decode_match_event, decode_vote, parse_entry
@@ -39,9 +41,8 @@ DEAD_MAX = 500
 """Dead letters of one batch, which ends after that many: they are written by one script, and more than a few mean
 that something is wrong with us rather than with them."""
 
-_U8_MAX, _U16_MAX = 255, 65_535
+_U8_MAX, _U16_MAX, _U32_MAX = 255, 65_535, 2**32 - 1
 _WEIGHT = 1
-_REVISION = 1
 
 
 class Rows(Struct):
@@ -86,6 +87,22 @@ def from_updates(shard: int, entries: Sequence[RawEntry]) -> Rows:
     return _rows(tables, dead, used)
 
 
+def from_audit(shard: int, epoch: int, entries: Sequence[RawEntry]) -> Rows:
+    """Rows of `audit:{s}`. All entries belong to `epoch`."""
+    records: list[Row] = []
+
+    def add(raw_id: bytes, fields: dict[bytes, bytes]) -> None:
+        record, entry = decode_record(fields), parse_entry_id(raw_id)
+        records.append((
+            shard, epoch, entry.ms, entry.seq, record.subject, record.action, record.actor,
+            max(0, min(_U32_MAX, record.requests)), max(0, min(_U32_MAX, record.events)), record.after, record.last,
+            record.correlation, record.detail, clamp_ms(record.at_ms),
+        ))  # fmt: skip
+
+    dead, used = _each(entries, add)
+    return _rows({AUDIT.name: records}, dead, used)
+
+
 def _each(
     entries: Sequence[RawEntry], add: Callable[[bytes, dict[bytes, bytes]], None]
 ) -> tuple[list[tuple[bytes, str]], int]:
@@ -122,8 +139,8 @@ def _match_event(shard: int, epoch: int, entry: Entry) -> Row:
     received_ms = clamp_ms(entry.received_us // 1000)
     return (
         shard, epoch, entry.id.ms, entry.id.seq, event.event_id, event.match_id, event.map_id, event.round_no or 0,
-        event.type, _REVISION, event.source, received_ms if event.ts is None else to_ms(event.ts), received_ms,
-        entry.body,
+        event.type, event.version, event.source, received_ms if event.ts is None else to_ms(event.ts), received_ms,
+        entry.body, "" if event.corrects is UNSET else event.corrects, entry.correlation,
     )  # fmt: skip
 
 

@@ -88,6 +88,8 @@ MATCH_EVENTS = Table(
             ("ts", _INSTANT),
             ("received_at", _INSTANT),
             ("payload", pa.binary()),
+            ("corrects", pa.string()),
+            ("correlation", pa.string()),
         ]
     ),
     ("stream_epoch", "stream_ms", "stream_seq"),
@@ -191,8 +193,29 @@ POLL_STATES = Table(
     ("stream_ms", "stream_seq", "stream_k", "poll_id"),
 )
 
+AUDIT = Table(
+    "audit",
+    pa.schema(
+        [
+            *_POSITION,
+            ("subject", pa.string()),
+            ("action", pa.string()),
+            ("actor", pa.string()),
+            ("requests", pa.uint32()),
+            ("events", pa.uint64()),
+            ("after", pa.string()),
+            ("last", pa.string()),
+            ("correlation", pa.string()),
+            ("detail", pa.string()),
+            ("ts", _INSTANT),
+        ]
+    ),
+    ("stream_epoch", "stream_ms", "stream_seq"),
+)
+
 TABLES: dict[str, tuple[Table, ...]] = {
     "events": (VOTES, MATCH_EVENTS),
     "updates": (PREDICTIONS, ROUNDS, MAP_STATES, MATCH_STATES, POLL_STATES, APPLIED_BATCHES),
+    "audit": (AUDIT,),
 }
 """Tables that a log fills."""

@@ -43,7 +43,7 @@ from clickhouse import repair
 from clickhouse.client import ClickHouse
 from clickhouse.migrate import DEDUPLICATION_WINDOW
 from clickhouse.reading import Limits, Log, Stuck, checksum, entry_id, stream_key
-from clickhouse.rows import SCHEMA, RawEntry, Rows, from_events, from_updates
+from clickhouse.rows import SCHEMA, RawEntry, Rows, from_audit, from_events, from_updates
 from clickhouse.segments import Shelf
 from clickhouse.spill import JOB, SpilledLog, spill_sources
 from clickhouse.tables import TABLES, Row, Table
@@ -240,7 +240,7 @@ class Writer:
         # Loaded after reading: an entry of a new epoch is only ever appended after the epoch was recorded.
         table = await epochs.load(self._client, self._shard)
         epoch = table.of(entry_id(entries[0]))
-        if self._log == "events" and table.of(entry_id(entries[-1])) != epoch:
+        if self._log != "updates" and table.of(entry_id(entries[-1])) != epoch:
             entries = [entry for entry in entries if table.of(entry_id(entry)) == epoch]
             is_full = True
         rows = await self._rows(epoch, entries)
@@ -322,6 +322,8 @@ class Writer:
     async def _rows(self, epoch: int, entries: list[RawEntry]) -> Rows:
         if self._log == "events":
             return await asyncio.to_thread(from_events, self._shard, epoch, entries)
+        if self._log == "audit":
+            return await asyncio.to_thread(from_audit, self._shard, epoch, entries)
         return await asyncio.to_thread(from_updates, self._shard, entries)
 
     async def _batches(self) -> int:

@@ -33,7 +33,7 @@ from core.position import parse_entry_id
 from core.redis_client import Redis, Scripts, call
 from core.settings import Settings
 
-LOGS: tuple[Log, ...] = ("events", "updates")
+LOGS: tuple[Log, ...] = ("events", "updates", "audit")
 
 GAUGES_S = 1.0
 
@@ -54,7 +54,7 @@ def run(settings: Settings) -> None:
 async def _main(settings: Settings) -> None:
     stop = http.stop_event()
     clickhouse = ClickHouse(settings.clickhouse_target, connections_max=INSERTS_AT_ONCE + 4)
-    client = redis_client.connect(settings, connections_max=160)  # a blocking read per log of up to 64 shards
+    client = redis_client.connect(settings, connections_max=224)  # a blocking read per log of up to 64 shards
     try:
         opening = asyncio.create_task(open_log(client, settings))
         stopping = asyncio.create_task(stop.wait())
@@ -116,7 +116,7 @@ class Archive:
                 gauges.cancel()
 
     async def _work(self, ownership: Ownership) -> None:
-        """Both logs of a shard; the end of one is the end of the other."""
+        """All logs of a shard; the end of one is the end of the others."""
         shard, token = ownership.shard, ownership.token
         followers = {}
         for log in LOGS:

@@ -9,7 +9,7 @@ Hot path: per vote one dict look-up for the prior vote, `Poll.vote`, and one lis
 from collections.abc import Mapping, MutableMapping, Sequence
 
 import msgspec
-from msgspec import Struct
+from msgspec import UNSET, Struct
 
 from consumers.reducers import poll as poll_reducer
 from consumers.reducers.cs2_map import Cs2Map, RoundResult
@@ -266,6 +266,9 @@ class BatchReducer:
     def _match_event(self, entry: Entry, event: MatchEvent) -> None:
         topic = entry.topic
         self._emit(entry, 1, topic, event.type, False, entry.body, entry.received_us)
+        if event.corrects is not UNSET:
+            self._corrected(entry, topic)
+            return
         series = self._series(event.match_id)
         if event.map_id == SERIES:
             before = series.status
@@ -288,6 +291,13 @@ class BatchReducer:
             self._predict(entry, topic, state)
         if event.type == "map_result" and change.state and series.map_finished(event):
             self._match_touched(entry, match_topic(event.match_id, SERIES), series, series.status, True, 4)
+
+    def _corrected(self, entry: Entry, topic: str) -> None:
+        """A correction is an event like any other to readers, and changes no state: it may be of a round long past,
+        which the reducers would take for a restore. The topic's position moves all the same: it has a new event."""
+        state = self._states.get(topic)
+        if isinstance(state, Cs2Map | Series):
+            self._match_touched(entry, topic, state, state.status, False, 2)
 
     def _series(self, match_id: str) -> Series:
         topic = match_topic(match_id, SERIES)

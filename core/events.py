@@ -17,7 +17,7 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from core.errors import Poison
 from core.names import ID_PATTERN, TYPE_PATTERN
@@ -49,7 +49,12 @@ class Vote(Struct, frozen=True, gc=False):
 
 
 class MatchEvent(Struct, frozen=True):
-    """One event of a match, `data` as its source sent it (JSON object, normalised to one line)."""
+    """One event of a match, `data` as its source sent it (JSON object, normalised to one line).
+
+    With `corrects`, the id of an earlier event of the match, it says what that event should have been: of the record,
+    which keeps both, not of the live state, which is made of what was known at the time. Corrections of a correction
+    name the original again, with a higher `revision` (2 when unsaid).
+    """
 
     event_id: Key
     match_id: Id
@@ -59,6 +64,14 @@ class MatchEvent(Struct, frozen=True):
     ts: Instant | None = None
     source: Source = "api"
     data: dict[str, Any] = {}
+    corrects: Key | UnsetType = UNSET
+    revision: Annotated[int, Meta(ge=2, le=65_535)] | UnsetType = UNSET
+
+    @property
+    def version(self) -> int:
+        """1 for an event as it was first told, else which correction of it this is: the highest counts, and among
+        equals the later one in the log."""
+        return 1 if self.corrects is UNSET else 2 if self.revision is UNSET else self.revision
 
 
 class Option(Struct, frozen=True):

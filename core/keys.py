@@ -5,6 +5,7 @@ All keys of a shard share the hash tag `{sNN}`, so that on Redis Cluster its scr
     arenacast:log             hash    id, shards, created_ms: identity of this log, written once
     events:{s}                stream  the input log. Fields: see `core.events`
     updates:{s}               stream  the output log: one entry per applied batch, field `u`: see `core.updates`
+    audit:{s}                 stream  who read what: records, field `d`: see `core.audit`
     dead:{s}                  stream  dead letters: origin id, reason, the entry's fields
     epochs:{s}                hash    "run" -> server incarnation, "now" -> newest epoch, "<epoch>" -> its first id
     counters:{s}              hash    votes, events, duplicates: appended so far (written by ingest's append script)
@@ -19,7 +20,7 @@ All keys of a shard share the hash tag `{sNN}`, so that on Redis Cluster its scr
     shard:{s}                 hash    state consumer: last_id, applied, votes, dead, dead_votes, updates_id,
                                       vote_ordinal, event_ordinal, gaps
     archive:{s}:<log>         hash    archive consumer: committed, entries, batches, inflight; spilled = last entry in
-                                      segment files, while there are any (log = events | updates)
+                                      segment files, while there are any (log = events | updates | audit)
     segments:{s}:<log>        list    segment files that hold what follows `committed`, in order: `clickhouse.segments`
     lease:{s}:<job>           string  owner of (job, shard), with expiry
     fence:{s}:<job>           string  fencing token, grows with every change of owner
@@ -42,6 +43,10 @@ def events(shard: int) -> str:
 
 def updates(shard: int) -> str:
     return f"updates:{tag(shard)}"
+
+
+def audit(shard: int) -> str:
+    return f"audit:{tag(shard)}"
 
 
 def dead(shard: int) -> str:
@@ -95,7 +100,7 @@ def progress(shard: int) -> str:
 
 
 def archive(shard: int, log: str) -> str:
-    """`log` is `events` or `updates`: each has its own position, plan and token namespace."""
+    """`log` is `events`, `updates` or `audit`: each has its own position, plan and token namespace."""
     return f"archive:{tag(shard)}:{log}"
 
 

@@ -51,6 +51,9 @@ CONFLATED = Counter("gateway_conflated", "State messages skipped for a lagging s
 EVICTIONS = Counter("gateway_evictions", "Connections closed by the server for the reader's slowness", ["reason"])
 RESUMES = Counter("gateway_resumes", "Verdicts given on cursors", ["verdict"])
 
+AUDIT_LOST = Counter("audit_lost", "Audit records that found no room on their way to the archive")
+REPLAYS = Gauge("gateway_replays", "Replays being sent", multiprocess_mode="livesum")
+
 ARCHIVE_ROWS = Counter("archive_rows", "Rows committed to ClickHouse", ["table"])
 ARCHIVE_INSERT = Histogram("archive_insert_seconds", "Duration of one insert")
 ARCHIVE_STUCK = Gauge("archive_stuck_logs", "Logs of owned shards whose archive needs an operator")

@@ -9,8 +9,13 @@ Leaves    the same message objects on every transport, each with a cursor any ga
     resume ───┤ backlog (updates: in chunks)       joining and catching up, by the same positions
     feeder ───┘ hot_state (snapshots)
 
+    api.history ── stored events, replays, audit (`clickhouse.history`); `auditor` notes who read them
+
 Invariants
-    * The gateway never writes to Redis, and never waits for a reader: no queue, task or timer per subscriber.
+    * The gateway never writes events or state. The one thing it appends to Redis is who read stored events: in batches,
+      bounded, and never at the reader's expense (`auditor`).
+    * It never waits for a subscriber: no queue, task or timer per subscriber. A replay is the exception, a task with a
+      chunk of memory, and therefore few: `replays_max`, each cut off when its reader takes nothing (`replaying`).
     * A subscriber is a sink and a position. Events reach it once each and in order; what it has is what its cursor
       says. State messages may be left out only for a reader who lags, and only when a newer one follows.
     * A verdict is never better than the truth. What cannot be proven is a `reset`.

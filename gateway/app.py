@@ -17,12 +17,13 @@ from starlette.types import ASGIApp
 
 from clickhouse.client import ClickHouse
 from clickhouse.history import History
-from core import http, logs
+from core import audit, http, logs
 from core.errors import Fatal, Retry
 from core.problem import HANDLERS
-from core.redis_client import Redis, call, connect, identify
+from core.redis_client import Redis, Scripts, call, connect, identify
 from core.settings import Settings
 from gateway.api import contract, history, site, state, stream, updates, ws
+from gateway.auditor import Auditor
 from gateway.listing import Listing
 from gateway.policy import Policy
 from gateway.service import Service
@@ -50,12 +51,15 @@ GZIP_LEVEL = 6
 
 def make_app(service: Service, client: Redis, clickhouse: ClickHouse) -> Any:
     """The ASGI application."""
+    auditor = Auditor(Scripts(client, service.shards, audit.sources()), service.shards)
+    service.at_stop.append(auditor.close)
+    past = History(clickhouse, client, service.shards)
     routes = [
         *stream.routes(service),
         *ws.routes(service),
         *updates.routes(service),
         *state.routes(service, Listing(client, service.shards)),
-        *history.routes(History(clickhouse, client, service.shards)),
+        *history.routes(past, client, auditor, service.settings),
         *http.operations({"redis": _redis_check(service, client), "clickhouse": _clickhouse_check(clickhouse)}),
         *contract.routes(service.settings),
         *site.routes(),

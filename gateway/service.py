@@ -10,7 +10,7 @@ A transport joins a reader in three steps, so that nothing is promised before it
 import asyncio
 import random
 import secrets
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from msgspec import Struct
 
@@ -91,6 +91,8 @@ class Service:
         )
         self.wheel = Wheel(settings.heartbeat_s * 2 / 3)
         self.is_draining = False
+        self.at_stop: list[Callable[[], Awaitable[None]]] = []
+        """What else has to be brought to an end while Redis can still be reached."""
         self._flush_timer: asyncio.TimerHandle | None = None
         self._turned_away = 0
         self._told_at = float("-inf")
@@ -226,6 +228,8 @@ class Service:
 
     async def stop(self) -> None:
         """Let go of the log."""
+        for close in self.at_stop:
+            await close()
         await self._feeder.stop()
         await self.tails.stop()
         self.source.close()

@@ -10,7 +10,7 @@ from io import BytesIO
 from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
-from msgspec import DecodeError, Raw, ValidationError
+from msgspec import UNSET, DecodeError, Raw, ValidationError
 
 from core.events import EVENT_MAX_BYTES, MatchEvent, Vote, encode_json
 from core.names import RESERVED_TYPES
@@ -31,6 +31,7 @@ _LINE_BREAKS = {"\x85": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 
 _REASONS = {
     "event_id": "must be 1 to 128 printable characters",
+    "corrects": "must be 1 to 128 printable characters",
     "voter": "must be 1 to 128 printable characters",
     "type": "must be a lower-case letter, then up to 63 of a-z 0-9 _",
     "source": "must be 1 to 32 of A-Z a-z 0-9 _ . : -",
@@ -220,6 +221,13 @@ def _event_fault(event: MatchEvent, latest: datetime) -> Fault | None:
         return "event_id", _REASONS["event_id"]
     if event.type in RESERVED_TYPES:
         return "type", "is reserved for messages"
+    if event.corrects is UNSET:
+        if event.revision is not UNSET:
+            return "revision", "needs corrects"
+    elif not event.corrects.isprintable():
+        return "corrects", _REASONS["event_id"]
+    elif event.corrects == event.event_id:
+        return "corrects", "must be the id of another event"
     return None if event.ts is None else _ts_fault(event.ts, latest)
 
 

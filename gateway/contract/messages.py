@@ -165,10 +165,13 @@ class StoredEvent(Struct):
     ts: Instant | None = None
     source: str = "api"
     data: dict[str, Any] = {}
+    corrects: Annotated[str | UnsetType, Meta(description="Id of the event that this one corrects.")] = UNSET
+    revision: Annotated[int | UnsetType, Meta(description="Of a correction: the highest counts; else 2.")] = UNSET
 
 
 class EventPage(Struct):
-    """Stored events in log order. `next` is the `after` of the following page."""
+    """Stored events in log order, corrections in their own place. `next` is the `after` of the following page, null
+    when there was nothing more."""
 
     events: list[StoredEvent]
     next: str | None

@@ -3,6 +3,9 @@
 import re
 from typing import Any
 
+from clickhouse.audit import LIMIT_MAX as AUDIT_LIMIT_MAX
+from clickhouse.history import LIMIT_MAX as EVENTS_LIMIT_MAX
+from clickhouse.replay import SPEED_MAX, SPEED_MIN
 from core.names import TOPICS_MAX
 from core.settings import Settings
 from gateway.api.history import LIMIT_DEFAULT as EVENTS_DEFAULT
@@ -89,18 +92,59 @@ def _history() -> Json:
         map_id,
         _query("from", {"type": "string", "format": "date-time"}, "Received at or after."),
         _query("to", {"type": "string", "format": "date-time"}, "Received before."),
-        _query("limit", {"type": "integer", "minimum": 1, "default": EVENTS_DEFAULT}, "Events."),
+        _query(
+            "limit",
+            {"type": "integer", "minimum": 1, "maximum": EVENTS_LIMIT_MAX, "default": EVENTS_DEFAULT},
+            "Events at most; a page may have fewer, even none, and still a `next`.",
+        ),
         _query("after", {"type": "string"}, "The `next` of the page before."),
     ]
-    speed = _query("speed", {"type": "number"}, "1 = as it was received; without it as fast as it can be read.")
-    lines = {"200": {"description": "One event a line, in log order.", "content": {"application/x-ndjson": {}}}}
+    replayed = [
+        map_id,
+        _query(
+            "speed",
+            {"type": "number", "minimum": SPEED_MIN, "maximum": SPEED_MAX},
+            "1 = as it was received; without it as fast as it can be read.",
+        ),
+        _query(
+            "as_of",
+            {"type": "string", "format": "date-time"},
+            "What was known at that moment: corrections made until then stand in the place of what they correct.",
+        ),
+        _query("after", {"type": "string"}, "Go on after this position."),
+        {
+            "name": "Last-Event-ID", "in": "header", "schema": {"type": "string"},
+            "description": "What an EventSource sends by itself; wins over `after`.",
+        },
+    ]  # fmt: skip
+    lines = {
+        "200": {
+            "description": "One event a line, in log order; with `Accept: text/event-stream` as events with the "
+            "position as `id` and `bye` at the end. A body that is cut off is not the whole replay.",
+            "content": {"application/x-ndjson": {}, "text/event-stream": {}},
+        },
+        "204": {"description": "An event stream that had everything: stop."},
+    }
+    paged = [
+        _query(
+            "limit",
+            {"type": "integer", "minimum": 1, "maximum": AUDIT_LIMIT_MAX, "default": EVENTS_DEFAULT},
+            "Entries.",
+        ),
+        asked[-1],
+    ]
     match = _path("match_id")
+    audit = _get(
+        "history", "Who wrote, corrected and read a match", _ok("AuditPage"), [match, *paged], 400, 401, 404, 503
+    )
+    audit["get"]["security"] = [{"key": []}]
     return {
         "/api/v1/events/{match_id}": _get("history", "Stored events", _ok("EventPage"), [match, *asked], 400, 404, 503),
         "/api/v1/replay/{match_id}": _get(
-            "history", "Every stored event", lines, [match, map_id, speed], 400, 404, 503
+            "history", "Every stored event", lines, [match, *replayed], 400, 404, 422, 503
         ),
-    }  # fmt: skip
+        "/api/v1/audit/{match_id}": audit,
+    }
 
 
 def _operations() -> Json:

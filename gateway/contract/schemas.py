@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from clickhouse.audit import AuditPage
 from core import events
 from core.names import RESERVED_TYPES
 from gateway.contract import messages
@@ -12,7 +13,7 @@ from gateway.resume import Verdict
 
 _READ: tuple[type, ...] = (
     messages.Tally, messages.PollChanged, messages.Poll, messages.PollList, messages.MapState, messages.Map,
-    messages.Match, messages.MatchList, messages.Prediction, messages.StoredEvent, messages.EventPage,
+    messages.Match, messages.MatchList, messages.Prediction, messages.StoredEvent, messages.EventPage, AuditPage,
     messages.Message, messages.Updates, messages.WelcomeData, messages.HeartbeatData, messages.ByeData,
     messages.SubscribedData, messages.UnsubscribedData, messages.SnapshotData, messages.Subscribe,
     messages.Unsubscribe, messages.Accepted, messages.Problem, messages.Readiness, Verdict,

@@ -39,7 +39,7 @@ async def test_events_of_all_maps_come_in_the_order_of_the_log(stored: Stored) -
     assert payloads(events) == expected((2, 0), (9, 1), (9, 2), (9, 10), (10, 0))
     assert not has_more
     first = events[0]
-    assert first == StoredEvent(Place(T0 + 2, 0, 1), "e2.0", "1", "round_end", 1, T0 + 2, payload_of(2, 0))
+    assert first == StoredEvent(Place(T0 + 2, 0, 1), "e2.0", "1", "round_end", 1, "", T0 + 2, payload_of(2, 0))
 
 
 async def test_chunks_follow_the_log_whatever_was_inserted_first(stored: Stored) -> None:

@@ -22,7 +22,7 @@ M1 = Asked("m1")
 
 
 def event(ms: int) -> StoredEvent:
-    return StoredEvent(Place(T0 + ms, 0, 1), "e", "1", "kill", 1, T0 + ms, b"{}")
+    return StoredEvent(Place(T0 + ms, 0, 1), "e", "1", "kill", 1, "", T0 + ms, b"{}")
 
 
 async def batches(*parts: Sequence[StoredEvent]) -> AsyncIterator[list[StoredEvent]]:
@@ -39,13 +39,13 @@ async def test_a_replay_is_every_event_as_whole_lines(log: ArchiveLog, monkeypat
     newest = b'{"event_id":"n","match_id":"m1","map_id":"1","type":"kill"}'
     log.log_writer.append("match", "match.m1.1", newest)
     history = History(log.clickhouse, log.client, 1)
-    chunks = [chunk async for chunk in lines(history, M1)]
+    chunks = [chunk.body async for chunk in lines(history, M1)]
     assert len(chunks) == 4
     assert all(chunk.endswith(b"\n") for chunk in chunks)
     assert b"".join(chunks).splitlines() == [*(payload_of(*position) for position in positions), newest]
     found = [event async for part in pages(history, M1) for event in part]
     assert [event.payload for event in found] == b"".join(chunks).splitlines()
-    rest = [chunk async for chunk in lines(history, M1, found[7].place)]
+    rest = [chunk.body async for chunk in lines(history, M1, found[7].place)]
     assert b"".join(rest).splitlines() == [event.payload for event in found[8:]]
     assert [chunk async for chunk in lines(history, Asked("nobody"))] == []
 
@@ -54,7 +54,7 @@ async def test_without_clickhouse_a_replay_is_whole_or_fails(log: ArchiveLog, fr
     away = History(ClickHouse(f"http://127.0.0.1:{free_port()}/x"), log.client, 1)
     log.log_writer.event("m1", "1", "kill", {})
     log.log_writer.event("m1", "1", "kill", {})
-    assert len(b"".join([chunk async for chunk in lines(away, M1)]).splitlines()) == 2
+    assert len(b"".join([chunk.body async for chunk in lines(away, M1)]).splitlines()) == 2
     log.sync.xtrim(keys.events(0), maxlen=1, approximate=False)
     with pytest.raises(Retry, match="ClickHouse does not answer"):
         await anext(lines(away, M1))

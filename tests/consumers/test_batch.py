@@ -135,3 +135,33 @@ def test_the_tally_of_a_batch_carries_the_oldest_receipt_and_the_last_votes_posi
     assert (tally.kind, tally.k) == ("tally", 1)
     assert tally.received_us == entries[1].received_us
     assert (tally.ms, tally.seq) == entries[2].id
+
+
+def test_a_correction_reaches_readers_and_leaves_the_live_state_alone() -> None:
+    """A correction of round 1 after round 3 would otherwise be taken for a restore to round 1."""
+    script = Script()
+    topic = match_topic("m", "1")
+
+    def event(number: int, data: dict[str, Any], **more: Any) -> None:
+        body = {"event_id": f"e{number}", "match_id": "m", "map_id": "1", "type": "round_end", "data": data, **more}
+        script.add("match", topic, body)
+
+    for rounds in (1, 2, 3):
+        event(rounds, {"team1": {"score": rounds}, "team2": {"score": 0}})
+    before, _ = run(list(script.entries), set())
+    event(4, {"team1": {"score": 0}, "team2": {"score": 1}}, corrects="e1")
+    after, outcomes = run(script.entries, {2})
+    assert _json(after[topic].view()) == _json(before[topic].view())  # type: ignore[union-attr]
+    [message] = outcomes[1].messages
+    assert (message.kind, message.is_state, message.data) == ("round_end", False, script.entries[3].body)
+    assert outcomes[1].facts == []
+    stored = [command for command in outcomes[1].commands if command[0] == "HSET"]
+    assert stored[0][3] == f"1.{script.entries[3].id.ms}.{script.entries[3].id.seq}", "the topic has a new event"
+
+
+def test_a_correction_of_a_match_that_nobody_knows_any_more_creates_no_state() -> None:
+    script = Script()
+    body = {"event_id": "e2", "match_id": "m", "map_id": "1", "type": "round_end", "corrects": "e1"}
+    script.add("match", match_topic("m", "1"), body)
+    states, [outcome] = run(script.entries, set())
+    assert (states, len(outcome.messages), outcome.commands) == ({}, 1, [])

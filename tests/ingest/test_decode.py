@@ -333,3 +333,30 @@ def test_an_array_is_judged_like_each_of_its_items_alone(items: list[dict[str, o
             if problem is not None
             for error in problem.errors
         }
+
+
+def test_a_correction_is_an_event_that_names_another_one() -> None:
+    corrected = events([event("e2", corrects="e1"), event("e3", corrects="e1", revision=3), event("e4")])
+    assert [one.version for one in corrected] == [2, 3, 1]
+    stored = [json.loads(decode.event_entry(one)[0]) for one in corrected]
+    assert [one.get("corrects") for one in stored] == ["e1", "e1", None]
+    assert [one.get("revision") for one in stored] == [None, 3, None]
+    assert "corrects" not in stored[2]
+
+
+@pytest.mark.parametrize(
+    ("fields", "path"),
+    [
+        ({"corrects": "e1"}, "corrects"),
+        ({"corrects": ""}, "corrects"),
+        ({"corrects": "a\nb"}, "corrects"),
+        ({"corrects": 7}, "corrects"),
+        ({"corrects": "e0", "revision": 1}, "revision"),
+        ({"corrects": "e0", "revision": 65_536}, "revision"),
+        ({"revision": 2}, "revision"),
+    ],
+)
+def test_corrections_of_nothing_are_422(fields: dict[str, Any], path: str) -> None:
+    with pytest.raises(Problem) as caught:
+        events(event("e1", **fields))
+    assert faults(caught.value) == [(0, path)]
