@@ -7,6 +7,7 @@ another's problem. Errors raised on purpose become one line and exit code 1; oth
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -127,6 +128,28 @@ def play(file: Path, url: str, speed: float, key_file: Path | None) -> None:
     from core.local.player import run
 
     run(settings, file, url, speed=speed, key_file=key_file)
+
+
+@cli.command()
+@click.argument("subject", metavar="POLL|MATCH")
+@click.option("--format", "kind", type=click.Choice(["parquet", "csv"]), default="parquet", show_default=True)
+@click.option(
+    "--to",
+    "path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File to write; by default SUBJECT.FORMAT here.",
+)
+@click.option("--show-key", "shows_key", is_flag=True, help="Print the key that the voters are hashed with.")
+def export(subject: str, kind: Literal["parquet", "csv"], path: Path | None, shows_key: bool) -> None:
+    """Votes of a poll, or events of a match, as a file with a manifest to check it by.
+
+    An id, or poll.ID or match.ID where both exist. Exit code 3: the file is not what the poll's tally says.
+    """
+    settings = load()
+    from clickhouse.export import run
+
+    if not run(settings, subject, kind, path, shows_key=shows_key):
+        sys.exit(3)
 
 
 @cli.command(hidden=True)
