@@ -12,6 +12,8 @@ from websockets.protocol import CLIENT, Protocol
 from websockets.typing import Origin
 
 from core.settings import Settings
+from gateway.frames import ws_close
+from gateway.websocket import WebSocket
 from tests.gateway.output_log import OutputLog
 from tests.gateway.readers import TRANSPORTS, Message, _Ws, read, reading, verdicts
 from tests.gateway.server import Gateway, Kind, running_gateway
@@ -322,3 +324,26 @@ async def test_requests_cut_anywhere_are_understood_and_leave_no_parser_behind(
         await wait_until(lambda: gateway.call(lambda: connection._parser is None))  # type: ignore[attr-defined]
         writer.close()
         await writer.wait_closed()
+
+
+async def test_nothing_follows_a_close_frame_however_much_news_there_is(settings: Settings, log: OutputLog) -> None:
+    with running_gateway(settings) as gateway:
+        raw = socket.create_connection(("127.0.0.1", gateway.port))
+        raw.settimeout(10)
+        raw.sendall(
+            b"GET /api/v1/ws?topics=match.m1.1 HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        )
+        received = b""
+        while b'"snapshot"' not in received:
+            received += raw.recv(4096)
+        async with reading(gateway, "sse", "match.m1.1") as other:
+            await read(other, 2)
+            (socket_here,) = (each for each in gateway.inside.wheel if isinstance(each, WebSocket))
+            gateway.call(socket_here.dismiss)
+            log.event("m1", "1", 1)
+            await read(other, 1)  # it was flushed
+        raw.setblocking(False)
+        received = raw.recv(65_536)
+        assert received.endswith(ws_close(1012, "reconnect now")), received
+        raw.close()
