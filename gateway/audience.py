@@ -12,7 +12,8 @@ kernel did not take, a frame goes through `Sink.write`, which keeps the order.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator
+from array import array
+from collections.abc import Callable, Iterator
 from itertools import chain, repeat
 from typing import TYPE_CHECKING
 
@@ -20,32 +21,40 @@ if TYPE_CHECKING:
     from gateway.hub import Subscriber
 
 
-SendAll = Callable[[Collection[int], bytes], list[int]]
-"""Writes a frame to each of some descriptors without waiting. Returns how many bytes each took, in order; 0 also for
-one that failed, of which its sink finds out when it tries again. See `write_all` and `gateway.uring`."""
+Shortfalls = list[tuple[int, int]]
+"""(index, bytes that were taken) of each descriptor that did not take all."""
+
+SendAll = Callable[["array[int]", bytes], Shortfalls]
+"""Writes a frame to each of some descriptors (C ints) without waiting. One that fails counts as one that took nothing:
+its sink finds out when it tries again. See `write_all` and `gateway.uring`."""
 
 
-def write_all(descriptors: Collection[int], frame: bytes) -> list[int]:
+def write_all(descriptors: array[int], frame: bytes) -> Shortfalls:
     """`SendAll` with what every system has."""
-    sent: list[int] = []
+    taken: list[int] = []
     writes = map(os.write, descriptors, repeat(frame))
     while True:
         try:
-            sent.extend(writes)  # what was appended before an exception stays, and the iterator goes on after it
-            return sent
+            taken.extend(writes)  # what was appended before an exception stays, and the iterator goes on after it
+            break
         except OSError:
-            sent.append(0)
+            taken.append(0)
+    size = len(frame)
+    if taken.count(size) == len(taken):
+        return []
+    return [(index, n) for index, n in enumerate(taken) if n < size]
 
 
 class Audience:
     """Subscribers; no two of them have the same sink."""
 
-    __slots__ = ("_direct", "_queued", "_send_all")
+    __slots__ = ("_descriptors", "_direct", "_queued", "_send_all")
 
     def __init__(self, send_all: SendAll = write_all) -> None:
         self._send_all = send_all
         self._direct: dict[Subscriber, int] = {}  # those whose sink offers its descriptor, with it
         self._queued: dict[Subscriber, None] = {}  # the others
+        self._descriptors: array[int] | None = None  # the values of `_direct`; None after a change
 
     def __len__(self) -> int:
         return len(self._direct) + len(self._queued)
@@ -58,12 +67,14 @@ class Audience:
         fd = subscriber.sink.fd
         if fd >= 0:
             self._direct[subscriber] = fd
+            self._descriptors = None
         else:
             self._queued[subscriber] = None
 
     def discard(self, subscriber: Subscriber) -> None:
         """Write to it no more. Harmless when it is not here."""
-        self._direct.pop(subscriber, None)
+        if self._direct.pop(subscriber, None) is not None:
+            self._descriptors = None
         self._queued.pop(subscriber, None)
 
     def reroute(self, subscriber: Subscriber) -> None:
@@ -75,14 +86,17 @@ class Audience:
     def write(self, frame: bytes) -> int:
         """Give everybody a frame; returns how many that were. Whoever cannot take it all may be paused or gone then."""
         queued = tuple(self._queued)
-        sent = self._send_all(self._direct.values(), frame)
-        size = len(frame)
-        if sent.count(size) < len(sent):
-            for subscriber, taken in [(each, n) for each, n in zip(self._direct, sent, strict=True) if n < size]:
-                subscriber.sink.write(frame[taken:])
+        if self._descriptors is None:
+            self._descriptors = array("i", self._direct.values())
+        direct = self._descriptors
+        shortfalls = self._send_all(direct, frame)
+        if shortfalls:
+            subscribers = tuple(self._direct)
+            for index, taken in shortfalls:
+                subscribers[index].sink.write(frame[taken:])
         for subscriber in queued:
             subscriber.sink.write(frame)
-        return len(sent) + len(queued)
+        return len(direct) + len(queued)
 
 
 def plain_write(audience: Audience, frame: bytes) -> int:
