@@ -3,7 +3,7 @@
     python -m loadtests.fanout                the whole grid, some 20 minutes
     python -m loadtests.fanout --quick        the headline and memory, below 2 minutes
     python -m loadtests.fanout --parts scenarios --scenarios slow,idle
-    python -m loadtests.fanout --only arenacast,floor --transports sse --parts load
+    python -m loadtests.fanout --only arenacast,floor --transports sse --parts headline
 
 On a machine that others use too, `chrt -r 5` before it (as root) keeps them off the cores while something is measured.
 

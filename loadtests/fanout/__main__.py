@@ -31,6 +31,7 @@ from loadtests.servers import embedded_redis
 RESULTS = Path(__file__).parents[1] / "results" / "fanout"
 DESCRIPTORS = 20_000
 SEARCH_WINDOW_S = 2.0
+QUICK: tuple[Name, ...] = ("arenacast", "floor", "nchan")
 
 
 def main() -> None:
@@ -58,7 +59,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--scenarios", default="", metavar="NAMES", help="comma list of " + ", ".join(SCENARIOS))
     parser.add_argument("--point", metavar="N,RATE", help="one load instead of the plan's, e.g. 500,1000")
     options = parser.parse_args()
-    options.only = options.only.split(",") if options.only else list(get_args(Name))
+    options.only = options.only.split(",") if options.only else list(QUICK if options.quick else get_args(Name))
     options.transports = options.transports.split(",")
     options.parts = options.parts.split(",") if options.parts else []
     options.scenarios = options.scenarios.split(",") if options.scenarios else list(SCENARIOS)
@@ -76,7 +77,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     if options.point:
         count, rate = map(int, options.point.split(","))
         points = [Point(cast(Transport, transport), count, rate) for transport in options.transports]
-        work = Plan(points, [], work.window_s, work.idle_subscribers, ("load",))
+        work = Plan(points, [], work.window_s, work.idle_subscribers, ("headline",))
     if options.parts:
         work = msgspec.structs.replace(work, parts=tuple(options.parts))
     found: dict[str, Any] = {
@@ -94,9 +95,8 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
         with ExitStack() as stack:
             servers = [stack.enter_context(peers.running(name, ground)) for name in names]
             bench = Bench(stand, servers, work)
-            if "load" in work.parts:
-                found["rows"] = bench.rows()
-                found["rounds"] = bench.rounds
+            found["rows"] = bench.rows()
+            found["rounds"] = bench.rounds
             if "search" in work.parts:
                 found["highest_rate"] = bench.search()
     return found
@@ -161,7 +161,9 @@ class Bench:
     def rows(self) -> list[Row]:
         """Every load of the plan, the servers taking turns at each."""
         found: list[Row] = []
-        loads = [(point, REPETITIONS) for point in self._work.headlines] + [(point, 1) for point in self._work.grid]
+        work = self._work
+        loads = [(point, REPETITIONS) for point in work.headlines if "headline" in work.parts]
+        loads += [(point, 1) for point in work.grid if "grid" in work.parts]
         for point, repetitions in loads:
             rounds = [self._round(point) for _ in range(repetitions)]
             if some := rows(rounds):

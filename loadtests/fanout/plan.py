@@ -38,8 +38,8 @@ CROWD_MIN = 100
 """Below this the cost per delivery is mostly the cost per message, and says nothing about more subscribers."""
 
 
-PARTS = ("memory", "load", "scenarios", "search")
-"""Of a run, each below five minutes."""
+PARTS = ("memory", "headline", "grid", "scenarios", "search")
+"""Of a run, each below five minutes for one transport."""
 
 
 class Plan(Struct, frozen=True):
@@ -53,16 +53,14 @@ class Plan(Struct, frozen=True):
 
 
 def plan(transports: list[Transport], *, is_quick: bool) -> Plan:
-    """The full grid, or what fits into two minutes."""
-    headlines = [
-        Point(transport, 500, rate) for transport in transports for rate in ((100,) if is_quick else (100, 1000))
-    ]
+    """Everything, or what fits into two minutes."""
     if is_quick:
-        headlines += [Point(transport, 500, 1000) for transport in transports[:1]]
-        return Plan(headlines, [], 2.0, 1000, ("memory", "load"))
+        quick = [Point(transport, 500, 100) for transport in transports] + [COALESCED]
+        return Plan(quick, [], 1.5, 1000, ("memory", "headline"))
+    headlines = [Point(transport, 500, rate) for transport in transports for rate in (100, 1000)]
     grid = [Point(transport, count, rate) for transport in transports for count, rate in _LOADS]
-    grid = [*(point for point in grid if point not in headlines), STATE]
-    return Plan(headlines, grid, 3.5, 5000)
+    grid = [point for point in grid if point not in headlines]
+    return Plan(headlines, [*grid, STATE] if "sse" in transports else grid, 3.5, 5000)
 
 
 def is_hopeless(point: Point, costs_us: Mapping[Point, float]) -> bool:

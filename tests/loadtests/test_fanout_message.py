@@ -2,10 +2,12 @@
 
 import json
 
+from core import keys
+from core.names import TOPICS_MAX, shard_of
 from core.position import EntryId
 from core.updates import decode_update
 from loadtests.fanout import message
-from loadtests.fanout.publish import FloorFeed, HttpFeed, LogFeed, PubSubFeed
+from loadtests.fanout.publish import FloorFeed, HttpFeed, LogFeed, PubSubFeed, UnreadFeed
 
 SENT_US = 1_795_000_000_000_000
 
@@ -42,6 +44,25 @@ def test_the_entries_of_the_log_are_chained_and_ordered_even_when_the_clock_stan
 def test_state_messages_are_state() -> None:
     (told,) = _update(LogFeed("/nowhere", "state", shards=4).frame(0, SENT_US)).messages
     assert (told.topic, told.kind, told.is_state) == (message.STATE_TOPIC, message.STATE_KIND, True)
+
+
+def test_unread_messages_come_in_the_shard_of_the_event_and_are_asked_for_by_nobody() -> None:
+    feed = UnreadFeed("/nowhere", shards=4)
+    frame = feed.frame(0, SENT_US)
+    assert keys.updates(shard_of(message.EVENT_TOPIC, 4)).encode() in frame
+    told = _update(frame).messages
+    assert len(told) == UnreadFeed.BATCH
+    asked = set(message.topics("unread").split(","))
+    assert not asked & {each.topic for each in told}
+    assert [each.k for each in told] == sorted({each.k for each in told})
+
+
+def test_many_topics_are_as_many_as_one_may_ask_for_and_fall_into_every_shard() -> None:
+    topics = message.topics("many").split(",")
+    assert message.EVENT_TOPIC in topics
+    assert len(set(topics)) == TOPICS_MAX
+    assert {shard_of(topic, 4) for topic in topics} == {0, 1, 2, 3}
+    assert message.topics("idle") not in topics
 
 
 def test_peers_are_given_the_same_200_bytes() -> None:
