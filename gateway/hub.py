@@ -20,13 +20,12 @@ from typing import Protocol
 
 from core import logs
 from core.position import Position
-from core.updates import Message
 from gateway.audience import SendAll, write_all
 from gateway.channel import Channel, Vector
 from gateway.conflate import take
 from gateway.frames import Item, Wire
 from gateway.meter import Meter
-from gateway.ring import Ring
+from gateway.ring import M, Ring
 from gateway.subscription import Subscription
 
 TOO_SLOW = 4008
@@ -228,7 +227,7 @@ class Hub:
 
     # -- news
 
-    def read(self, shard: int, messages: Sequence[Message]) -> list[Message]:
+    def read(self, shard: int, messages: Sequence[M]) -> list[M]:
         """Those whose topic somebody follows."""
         return self.rings[shard].read(messages)
 

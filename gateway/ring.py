@@ -12,14 +12,17 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Sequence
 from operator import attrgetter
+from typing import TypeVar
 
 from core.position import Position
-from core.updates import Message
+from core.updates import Message, Topic
 from gateway.frames import Item
 from gateway.subscription import pattern_of
 
 LINGER_S = 60.0
 """A topic stays this long after its last reader: one that reconnects is served from here and not from Redis."""
+
+M = TypeVar("M", Message, Topic)
 
 _position = attrgetter("position")
 
@@ -116,7 +119,7 @@ class Ring:
                 found.append(pattern)
         return found
 
-    def read(self, messages: Sequence[Message]) -> list[Message]:
+    def read(self, messages: Sequence[M]) -> list[M]:
         """Those that somebody follows. Hot path: budget 0.1 us for each that nobody does: most, in a busy shard."""
         topics = self._topics
         if self._patterns:

@@ -9,7 +9,7 @@ of ten).
 """
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 from core import logs
 from core.backoff import delay_s
@@ -17,7 +17,7 @@ from core.epochs import Epochs
 from core.errors import Poison, Retry
 from core.metrics import LOOP_ERRORS
 from core.position import ZERO, EntryId
-from core.updates import Update
+from core.updates import Message, Outlined, Update
 from gateway import frames
 from gateway.hot_state import HotState
 from gateway.hub import Hub
@@ -135,24 +135,21 @@ class Tail:
                 if update is None or not self._is_next(update):
                     await self._look_into(entry, update)
                 if update is not None:
-                    self._publish(update)
+                    self._publish(entry, update)
                 self._pass(entry)
             self._on_news()
             spare_s = self._interval_s - (loop.time() - started)
             if spare_s > 0 and len(entries) < COUNT_MAX:
                 await asyncio.sleep(spare_s)
 
-    def _is_next(self, update: Update) -> bool:
+    def _is_next(self, update: Update | Outlined) -> bool:
         """Does this entry follow on the last one, and is what was published still true?"""
         return update.previous == self._seen and update.epoch <= self.epochs.current
 
-    async def _look_into(self, entry: EntryId, update: Update | None) -> None:
+    async def _look_into(self, entry: EntryId, update: Update | Outlined | None) -> None:
         """An entry that cannot simply be published."""
         if update is None:
-            # Nobody can read it, now or later: whoever needs what it held is told so when it asks for it.
-            self._log.error("unreadable entry", entry=str(entry))
-            LOOP_ERRORS.labels("tail").inc()
-            self._lose(entry)
+            self._give_up(entry)
             return
         state = await self._source.state(self._shard)
         self._adopt(state.epochs)
@@ -166,10 +163,30 @@ class Tail:
         if self._silent[0] == entry:
             self._advance(self._silent[1])
 
-    def _publish(self, update: Update) -> None:
+    def _give_up(self, entry: EntryId) -> None:
+        """Nobody can read it, now or later: whoever needs what it held is told so when it asks for it."""
+        self._log.error("unreadable entry", entry=str(entry))
+        LOOP_ERRORS.labels("tail").inc()
+        self._lose(entry)
+
+    def _read(self, update: Update | Outlined) -> Sequence[Message]:
+        """What somebody here follows. Raises Poison."""
+        hub, shard = self._hub, self._shard
+        if isinstance(update, Outlined):
+            if not hub.read(shard, update.topics):
+                return ()
+            update = update.whole()
+        return hub.read(shard, update.messages)
+
+    def _publish(self, entry: EntryId, update: Update | Outlined) -> None:
         epochs, hub, shard = self.epochs, self._hub, self._shard
         edge = hub.edge[shard]
-        for message in hub.read(shard, update.messages):
+        try:
+            messages = self._read(update)
+        except Poison:
+            self._give_up(entry)
+            return
+        for message in messages:
             # By its own id: a batch may span the first entry of an epoch.
             epoch = epochs.of(EntryId(message.ms, message.seq))
             if message.position(epoch) <= edge:

@@ -5,7 +5,18 @@ import pytest
 
 from core.errors import Poison
 from core.position import EntryId, Position
-from core.updates import MapState, Message, PollState, Prediction, Round, Update, decode_update, encode_update
+from core.updates import (
+    MapState,
+    Message,
+    Outlined,
+    PollState,
+    Prediction,
+    Round,
+    Update,
+    decode_update,
+    encode_update,
+    outline_update,
+)
 
 UPDATE = Update(
     2,
@@ -39,3 +50,27 @@ def test_malformed_update_is_poison(fields: dict[bytes, bytes]) -> None:
 def test_older_reader_ignores_what_a_newer_writer_appends() -> None:
     array = msgspec.msgpack.decode(encode_update(UPDATE))
     assert decode_update({b"u": msgspec.msgpack.encode([*array, "new"])}) == UPDATE
+
+
+def test_of_a_large_entry_first_only_the_topics_are_looked_at() -> None:
+    large = msgspec.structs.replace(UPDATE, messages=UPDATE.messages * 100)
+    outline = outline_update({b"u": encode_update(large)})
+    assert isinstance(outline, Outlined)
+    assert (outline.epoch, outline.previous, outline.applied_us) == (large.epoch, large.previous, large.applied_us)
+    assert [each.topic for each in outline.topics] == ["poll.p1"] * 100
+    assert outline.whole() == large
+    assert outline_update({b"u": encode_update(UPDATE)}) == UPDATE
+
+
+def test_a_large_entry_that_is_none_is_poison_now_or_when_it_is_asked_for() -> None:
+    with pytest.raises(Poison):
+        outline_update({b"u": msgspec.msgpack.encode([1, "x" * 5000])})
+    for fields in ({}, {b"u": b"\xff"}):
+        with pytest.raises(Poison):
+            outline_update(fields)
+    array = msgspec.msgpack.decode(encode_update(msgspec.structs.replace(UPDATE, messages=UPDATE.messages * 100)))
+    array[4][99][6] = 1  # no data
+    outline = outline_update({b"u": msgspec.msgpack.encode(array)})
+    assert isinstance(outline, Outlined)
+    with pytest.raises(Poison):
+        outline.whole()

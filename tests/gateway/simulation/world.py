@@ -13,7 +13,7 @@ from core.names import shard_of
 from core.position import K_ALL, ZERO, EntryId, Position
 from core.updates import Message, Update
 from gateway.hot_state import HotState, TopicState
-from gateway.source import Entries
+from gateway.source import Entries, News
 
 LOG_ID = "sim"
 KINDS = ("tally", "state")
@@ -140,7 +140,7 @@ class World:
         found: Entries = [(entry, update) for entry, update in known.entries if entry >= first]
         return known.updates_id, found[:count]
 
-    async def follow(self, shard: int, after: EntryId, count: int, wait_s: float) -> Entries:
+    async def follow(self, shard: int, after: EntryId, count: int, wait_s: float) -> News:
         deadline = asyncio.get_running_loop().time() + wait_s
         known = self.shards[shard]
         while True:
