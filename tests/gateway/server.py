@@ -34,10 +34,10 @@ STOPS_WITHIN_S = 20.0
 class Gateway:
     """One running gateway."""
 
-    def __init__(self, settings: Settings, kind: Kind) -> None:
+    def __init__(self, settings: Settings, kind: Kind, port: int = 0) -> None:
         self._settings = settings
         self._kind = kind
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        self._listener = socket.create_server(("127.0.0.1", port), backlog=1024)
         self.port: int = self._listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.ws_url = f"ws://127.0.0.1:{self.port}/api/v1/ws"
@@ -131,10 +131,10 @@ class _Server(uvicorn.Server):
 
 
 @contextmanager
-def running_gateway(settings: Settings, kind: Kind = "takeover", **changes: Any) -> Iterator[Gateway]:
+def running_gateway(settings: Settings, kind: Kind = "takeover", port: int = 0, **changes: Any) -> Iterator[Gateway]:
     """A gateway with these settings, some of them changed."""
     defaults: dict[str, Any] = {"drain_s": 0.2, "clickhouse_url": "http://default:x@127.0.0.1:1/arenacast"}
-    gateway = Gateway(msgspec.structs.replace(settings, **{**defaults, **changes}), kind)
+    gateway = Gateway(msgspec.structs.replace(settings, **{**defaults, **changes}), kind, port)
     gateway.start()
     try:
         yield gateway
