@@ -61,6 +61,7 @@ class Auditor:
             await asyncio.wait([self._task], timeout=CLOSE_S)
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+        self._lose(len(self._open))
 
     async def _run(self) -> None:
         delay_s = FLUSH_S

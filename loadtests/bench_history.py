@@ -1,4 +1,5 @@
-"""How fast is the past? `python -m loadtests.bench_history [--rows N] [--requests N] [--replay-events N] [--rate N]`
+"""How fast is the past? `python -m loadtests.bench_history [--rows N] [--requests N] [--replay-events N] [--rate N]
+[--data-dir DIR [--fill-only]]`
 
 Everything real and embedded: Valkey, ClickHouse with N stored events, the archive writing `--rate` events/s all the
 while, and the gateway, each a process of its own. Prints
@@ -7,6 +8,8 @@ while, and the gateway, each a process of its own. Prints
     newest     the same for the end of the match being played: ClickHouse and Redis joined
     queryable  from an event's XADD until a SELECT counts it, p50 and p99 against 3 s
     replay     events/s of `GET /api/v1/replay/…` as the client sees them, and what the gateway's memory grew by
+
+Filling takes a minute or more: with `--data-dir` the data stay there, and the next run finds them.
 """
 
 import argparse
@@ -44,7 +47,8 @@ CHUNK_ROWS = 1_000_000
 PAGES_LIMIT_MS = 50.0
 QUERYABLE_LIMIT_MS = 3000.0
 REPLAY_LIMIT = 100_000
-LIVE = "live"
+LIVE = f"live{time.time_ns()}"
+"""The match being played; a run on data that are kept plays another one."""
 
 _FILL = """
 INSERT INTO match_events (shard, stream_epoch, stream_ms, stream_seq, event_id, match_id, map_id, round_no, type,
@@ -64,16 +68,25 @@ async def fill(settings: Settings, rows: int, replay_events: int) -> int:
     """Stored events of many matches and of one long one, in a shard that no writer has; gives the number of matches."""
     await migrate(settings)
     clickhouse = ClickHouse(settings.clickhouse_target, timeout_s=280.0)
+    found = await clickhouse.query("SELECT count() FROM match_events WHERE match_id = 'long'")
+    if found[0][0] == replay_events:  # it is written last
+        await clickhouse.close()
+        return rows // EVENTS_A_MATCH
+    await clickhouse.command("TRUNCATE TABLE match_events")
     base = (int(time.time()) - 20 * 24 * 3600) * 1000
     many = _FILL.replace("MATCH", f"concat('m', toString(intDiv(number, {EVENTS_A_MATCH})))")
     for first in range(0, rows, CHUNK_ROWS):
         await clickhouse.command(many, {"base": base, "first": first, "count": min(CHUNK_ROWS, rows - first)})
     await clickhouse.command(_FILL.replace("MATCH", "'long'"), {"base": base, "first": 0, "count": replay_events})
     await clickhouse.close()
+    return rows // EVENTS_A_MATCH
+
+
+async def begin_log(settings: Settings) -> None:
+    """A log of four shards."""
     client = connect(settings)
     await identify(client, settings, proposal="bench", now_ms=0)
     await client.aclose()
-    return rows // EVENTS_A_MATCH
 
 
 class Load:
@@ -177,11 +190,13 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--replay-events", type=int, default=1_000_000)
     parser.add_argument("--rate", type=float, default=1000)
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--fill-only", action="store_true")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the services end with us
     with tempfile.TemporaryDirectory(prefix="ac-bench-") as directory, ExitStack() as stack:
         settings = Settings(
-            data_dir=Path(directory),
+            data_dir=options.data_dir or Path(directory),
             clickhouse_password=PASSWORD,
             clickhouse_port=free_port(),
             gateway_port=free_port(),
@@ -193,6 +208,9 @@ def main() -> None:
         started = time.perf_counter()
         matches = asyncio.run(fill(settings, options.rows, options.replay_events))
         print(f"stored     {options.rows:,} events of {matches:,} matches in {time.perf_counter() - started:.0f} s")
+        if options.fill_only:
+            return
+        asyncio.run(begin_log(settings))
         stack.enter_context(running(archive.run, settings))
         pid = stack.enter_context(running(gateway.run, settings))
         load = stack.enter_context(Load(settings, 4, options.rate))

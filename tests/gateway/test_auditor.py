@@ -103,6 +103,19 @@ async def test_records_wait_for_a_redis_that_is_away(own_server: RedisServer, mo
     await client.aclose()
 
 
+async def test_what_cannot_be_appended_at_the_end_is_counted(
+    own_server: RedisServer,
+) -> None:
+    client = connect(Settings(redis_url=own_server.url))
+    own_server.kill9()
+    auditor = Auditor(Scripts(client, 4, audit.sources()), 4)
+    lost = REGISTRY.get_sample_value("audit_lost_total") or 0.0
+    auditor.note("match.m1", "replay", "anonymous", 1, "", "", "c")
+    await auditor.close()
+    assert (REGISTRY.get_sample_value("audit_lost_total") or 0.0) - lost == 1
+    await client.aclose()
+
+
 def test_a_key_is_told_apart_and_not_told() -> None:
     assert key_id("secret-key-1") != key_id("secret-key-2")
     assert "secret" not in key_id("secret-key-1")
