@@ -1,9 +1,11 @@
 """The gateway as a plain ASGI application, for servers other than ours: TLS, HTTP/2, hypercorn, …
 
     uvicorn --factory gateway.asgi:app --no-server-header --ssl-keyfile … --ssl-certfile …
+    uvicorn --factory gateway.asgi:app --http zttp --http2 …                       (pip install zttp)
 
 Everything works as with `arenacast gateway`, at the price of that server's connections: about 12 KB more per reader
-and four times the CPU per delivery, and its own way of stopping (streams end without a `bye`).
+and four times the CPU per delivery, and its own way of stopping (streams end without a `bye`). Compression of
+WebSockets is then the server's own, per connection (uvicorn: `--ws-per-message-deflate false` turns it off).
 """
 
 import asyncio

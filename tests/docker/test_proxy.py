@@ -10,7 +10,7 @@ import socket
 import ssl
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -227,6 +227,32 @@ async def test_writing_needs_the_key_behind_the_proxy_too(site: Site) -> None:
         answer = await stranger.put("/api/v1/polls/nobodys", json=POLL)
     assert answer.status_code == 401
     assert answer.headers["Content-Type"] == "application/problem+json"
+
+
+async def test_dozens_of_streams_share_one_connection_over_http_2(site: Site) -> None:
+    """Over HTTP/1.1 a browser would stop at six."""
+    await site.poll("many")
+    params = {"topics": "poll.many", "envelope": "1"}
+    async with site.client(site.proxy.site, http2=True) as reader, AsyncExitStack() as stack:
+        viewers: list[Stream] = []
+        for _ in range(24):
+            response = await stack.enter_async_context(reader.stream("GET", "/api/v1/stream", params=params))
+            assert (response.status_code, response.http_version) == (200, "HTTP/2")
+            viewers.append(Stream(response))
+            await viewers[-1].next("snapshot")
+        await site.vote("many", 1)
+        assert [(await viewer.next("tally"))["total"] for viewer in viewers] == [1] * 24
+        last_id = {viewer.id for viewer in viewers}.pop()
+        await site.vote("many", 2)
+        headers = {"Last-Event-ID": last_id}
+        response = await stack.enter_async_context(
+            reader.stream("GET", "/api/v1/stream", params=params, headers=headers)
+        )
+        resumed = Stream(response)
+        assert (await resumed.next("welcome"))["topics"]["poll.many"]["resume"] == "complete"
+        assert (await resumed.next("tally"))["total"] == 2
+        transport: Any = reader._transport
+        assert len(transport._pool.connections) == 1
 
 
 async def test_the_writing_side_is_not_on_the_reading_site(site: Site) -> None:

@@ -20,7 +20,9 @@ from gateway.source import RedisSource
 from gateway.uring import sender
 from tests.support.waiting import wait_until_sync
 
-Kind = Literal["takeover", "plain"]
+Kind = Literal["takeover", "plain", "http2"]
+"""Our own server; the application on a stock uvicorn; the same speaking HTTP/2 (and HTTP/1.1)."""
+
 T = TypeVar("T")
 
 # Starlette imports this when it first sends a file, which here would be in the gateway's thread. pytest rewrites the
@@ -107,9 +109,11 @@ class Gateway:
     async def _serve_plain(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         app = App(self._settings)
+        is_http2 = self._kind == "http2"
         config = uvicorn.Config(
-            app, http="httptools", ws="websockets-sansio", lifespan="on", log_config=None, timeout_graceful_shutdown=1
-        )
+            app, http="zttp" if is_http2 else "httptools", http2=is_http2, ws="websockets-sansio", lifespan="on",
+            log_config=None, timeout_graceful_shutdown=1,
+        )  # fmt: skip
         server = _Server(config)
         serving = asyncio.create_task(server.serve(sockets=[self._listener]))
         while not server.started and not serving.done():  # noqa: ASYNC110 - uvicorn has no event for it
