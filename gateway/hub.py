@@ -10,7 +10,10 @@ A subscriber is a sink and a position. It is in one of these states:
     GONE      removed
 
 Hot path: `flush`. Per channel with news: one `bytes` for all live subscribers, one `write` each (`gateway.audience`),
-one metric call. There is no queue, task or timer per subscriber. Measured by `python -m loadtests.fanout`.
+one metric call. The first message goes out at once; while more come, at most every ARENACAST_FLUSH_INTERVAL_MS, and
+what came meanwhile goes out together. At 1000 messages per second and 500 subscribers 10 ms instead of the 5 ms took
+0.97 us of CPU per delivery instead of 1.64 and made the median 1.4 ms later. There is no queue, task or timer per
+subscriber. Measured by `python -m loadtests.fanout`.
 """
 
 import enum
