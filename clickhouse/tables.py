@@ -213,6 +213,30 @@ AUDIT = Table(
     ("stream_epoch", "stream_ms", "stream_seq"),
 )
 
+RATINGS = Table(
+    "ratings",
+    pa.schema(
+        [
+            *_DERIVED[1:],
+            ("model", pa.string()),
+            ("ordinal", pa.uint32()),
+            ("match_id", pa.string()),
+            ("map_id", pa.string()),
+            ("team1", pa.string()),
+            ("team2", pa.string()),
+            ("before_team1", pa.float64()),
+            ("before_team2", pa.float64()),
+            ("expected_team1", pa.float64()),
+            ("result_team1", pa.float64()),
+            ("change_team1", pa.float64()),
+            ("is_void", pa.bool_()),
+            ("ended_at", _INSTANT),
+        ]
+    ),
+    ("stream_ms", "stream_seq", "stream_k", "model", "match_id", "map_id"),
+)
+"""Filled by `arenacast elo`, not by the writer."""
+
 TABLES: dict[str, tuple[Table, ...]] = {
     "events": (VOTES, MATCH_EVENTS),
     "updates": (PREDICTIONS, ROUNDS, MAP_STATES, MATCH_STATES, POLL_STATES, APPLIED_BATCHES),

@@ -15,7 +15,6 @@ from consumers.reducers import poll as poll_reducer
 from consumers.reducers.cs2_map import Cs2Map, RoundResult
 from consumers.reducers.poll import Poll
 from consumers.reducers.series import Series
-from consumers.reducers.win_chance import MODEL
 from core import keys
 from core.errors import Poison
 from core.events import (
@@ -363,7 +362,15 @@ class BatchReducer:
         round_no = state.score1 + state.score2
         self._out.facts.append(
             Prediction(
-                entry.id.ms, entry.id.seq, 3, state.match_id, state.map_id, round_no, state.p_team1, MODEL, entry.id.ms
+                entry.id.ms,
+                entry.id.seq,
+                3,
+                state.match_id,
+                state.map_id,
+                round_no,
+                state.p_team1,
+                state.model,
+                entry.id.ms,
             )
         )
 

@@ -105,12 +105,13 @@ def clickhouse() -> None:
 
 @cli.command()
 @click.option("--dry-run", is_flag=True, help="Show what would be done, and do nothing.")
-def migrate(dry_run: bool) -> None:
+@click.option("--new-analyst-key", is_flag=True, help="Analysts see voters under other numbers from now on.")
+def migrate(dry_run: bool, new_analyst_key: bool) -> None:
     """Bring the ClickHouse schema up to date. Refuses to go backwards."""
     settings = load()
     from clickhouse.migrate import main as run
 
-    run(settings, dry_run)
+    run(settings, dry_run, new_analyst_key)
 
 
 @cli.command()
@@ -150,6 +151,17 @@ def export(subject: str, kind: Literal["parquet", "csv"], path: Path | None, sho
 
     if not run(settings, subject, kind, path, shows_key=shows_key):
         sys.exit(3)
+
+
+@cli.command()
+@click.option("--follow", is_flag=True, help="Go on, looking every few seconds.")
+@click.option("--to", "url", metavar="URL", help="Ingest for the priors [default: the one on this machine]")
+def elo(follow: bool, url: str | None) -> None:
+    """Rate teams from finished maps, and give live maps a prior for their predictions."""
+    settings = load()
+    from consumers.elo import run
+
+    run(settings, url or f"http://127.0.0.1:{settings.ingest_port}", follow=follow)
 
 
 @cli.command(hidden=True)

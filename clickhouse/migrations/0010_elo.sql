@@ -11,12 +11,15 @@ ORDER BY version, match_id, map_id;
 --
 -- Ratings depend on each other in the order of the log, which no view can follow, so `arenacast elo` computes them and
 -- inserts here what differs from what is there. A calculation is a pure function of elo_inputs: a second one finds no
--- difference. `version` is the newest input it knew, so the latest calculation counts; is_void takes back a map that is
--- no result any more (it was restarted).
+-- difference. The position is the newest one of any map that it knew, so the latest calculation counts; is_void takes
+-- back a map that is no result any more (it was restarted).
 CREATE TABLE IF NOT EXISTS ratings {on_cluster}
 (
+    stream_epoch   UInt64                 CODEC(ZSTD(1)),
+    stream_ms      UInt64                 CODEC(DoubleDelta, ZSTD(1)),
+    stream_seq     UInt64                 CODEC(T64, ZSTD(1)),
+    stream_k       UInt16                 CODEC(T64, ZSTD(1)),
     model          LowCardinality(String) CODEC(ZSTD(1)),
-    version        UInt256                CODEC(ZSTD(1)),
     ordinal        UInt32                 CODEC(DoubleDelta, ZSTD(1)),
     match_id       LowCardinality(String) CODEC(ZSTD(1)),
     map_id         LowCardinality(String) CODEC(ZSTD(1)),
@@ -32,7 +35,7 @@ CREATE TABLE IF NOT EXISTS ratings {on_cluster}
 )
 ENGINE = {replicated}MergeTree
 PARTITION BY toYYYYMM(ended_at)
-ORDER BY (model, match_id, map_id, version)
+ORDER BY (model, match_id, map_id, stream_ms, stream_seq, stream_k)
 SETTINGS {deduplication}, {durability};
 
 CREATE TABLE IF NOT EXISTS elo_ratings_store {on_cluster}
@@ -57,7 +60,10 @@ ORDER BY (model, match_id, map_id)
 SETTINGS {deduplication}, {durability};
 
 CREATE MATERIALIZED VIEW IF NOT EXISTS elo_ratings_feed {on_cluster} TO elo_ratings_store AS
-SELECT model, match_id, map_id, version, ordinal, team1, team2, before_team1, before_team2, expected_team1,
+SELECT model, match_id, map_id,
+       bitOr(bitOr(bitShiftLeft(toUInt256(stream_ms), 192), bitShiftLeft(toUInt256(stream_seq), 128)),
+             bitOr(bitShiftLeft(toUInt256(stream_epoch), 64), toUInt256(stream_k) * 2)) AS version,
+       ordinal, team1, team2, before_team1, before_team2, expected_team1,
        result_team1, change_team1, is_void, ended_at
 FROM ratings;
 

@@ -8,14 +8,18 @@ A round is replaceable: an event for a round already known takes it and everythi
 itself in its place; the rounds taken back are reported as void. After the result nothing changes any more: a late
 `round_end` is delivered as an event and changes no state. `going_live` starts the map over: MatchZy sends it again
 after a restart.
+
+A `win_prior` event says how likely team 1 is to win the map before anything of it is played (`arenacast elo` sends it,
+anybody may): predictions start from it. It is an event like all others, so the log alone decides which one counted.
 """
 
+import re
 from typing import Literal
 
 from msgspec import Struct
 
 from consumers.reducers import feed
-from consumers.reducers.win_chance import MODEL, win_probability
+from consumers.reducers.win_chance import MODEL, round_probability, win_probability
 from core.events import MatchEvent
 
 Status = Literal["pending", "live", "finished"]
@@ -54,6 +58,8 @@ class Cs2Map(Struct):
     winner: feed.Winner | None = None
     rounds: list[RoundResult] = []
     p_team1: float | None = None
+    p_round: float = 0.5
+    prior: str = ""
     touched_ms: int = 0
     received_ms: int = 0
 
@@ -67,6 +73,7 @@ class Cs2Map(Struct):
             self.map_name = feed.map_name(event.data) or self.map_name
             self.name1 = feed.team_name(event.data, 1) or self.name1
             self.name2 = feed.team_name(event.data, 2) or self.name2
+        if change.state or change.prediction:
             before, self.p_team1 = self.p_team1, self._chance()
             change.prediction = bool(change.rounds or change.void) or before != self.p_team1
         return change
@@ -81,7 +88,21 @@ class Cs2Map(Struct):
     def _chance(self) -> float | None:
         if self.status == "finished" and self.winner is not None:
             return {"team1": 1.0, "team2": 0.0, "draw": 0.5}[self.winner]
-        return win_probability(self.score1, self.score2) if self.status == "live" else self.p_team1
+        return win_probability(self.score1, self.score2, self.p_round) if self.status == "live" else self.p_team1
+
+    @property
+    def model(self) -> str:
+        """Name of what predicts: the race, and the prior it starts from."""
+        return f"{MODEL}+{self.prior}" if self.prior else MODEL
+
+    def _take_prior(self, event: MatchEvent) -> Change:
+        chance, name = event.data.get("p_team1"), event.data.get("model")
+        if not isinstance(chance, float) or not PRIOR_MIN <= chance <= 1 - PRIOR_MIN:
+            return Change()
+        if self.status == "finished" or not isinstance(name, str) or not _MODEL_NAME.match(name):
+            return Change()
+        self.p_round, self.prior = round_probability(chance), name
+        return Change(prediction=True)
 
     def _go_live(self, _event: MatchEvent) -> Change:
         void, self.rounds = self.rounds, []
@@ -203,7 +224,7 @@ class Cs2Map(Struct):
             "round_no": self.score1 + self.score2,
             "p_team1": round(self.p_team1, 6),
             "p_team2": round(1 - self.p_team1, 6),
-            "model": MODEL,
+            "model": self.model,
         }
 
     def snapshot(self) -> dict[str, object]:
@@ -214,8 +235,14 @@ class Cs2Map(Struct):
 _ROUNDS_MAX = 200
 """Longest run of missed rounds filled in: bounds what a forged score can make us write."""
 
+PRIOR_MIN = 0.01
+"""A prior nearer to 0 or 1 is not believed: no team loses a map before it has begun."""
+
+_MODEL_NAME = re.compile(r"[a-z0-9._/-]{1,32}\Z")
+
 _HANDLERS = {
     "going_live": Cs2Map._go_live,
     "round_end": Cs2Map._end_round,
     "map_result": Cs2Map._finish,
+    "win_prior": Cs2Map._take_prior,
 }

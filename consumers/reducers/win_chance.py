@@ -1,6 +1,7 @@
 """Chance of winning a CS2 map from its score: the analytic MR12 race.
 
-Model `mr12-race/1`: rounds are independent and each team wins one with probability p (one half: no prior). A map is a
+Model `mr12-race/1`: rounds are independent and each team wins one with probability p: one half, or what a prior for
+the whole map says (`round_probability`). A map is a
 race to 13 of at most 24 rounds; at 12:12 overtimes of 6 rounds (MR3) follow, each won with 4 rounds, repeated at 3:3
 (Counter-Strike 2 Premier and Valve Major rules: mp_maxrounds 24, mp_overtime_maxrounds 6). The race is Pascal and
 Fermat's "problem of points" (1654): with `a` and `b` rounds still needed, team 1 wins with the probability of at least
@@ -59,6 +60,24 @@ def win_probability(score1: int, score2: int, p: float = 0.5) -> float:
     # Each overtime starts at an equal score of 12 + 3 i and is won with 4 more.
     start = _REGULATION_TIE + _OVERTIME_HALF * ((min(score1, score2) - _REGULATION_TIE) // _OVERTIME_HALF)
     return _decided_or(score1, score2, start + _OVERTIME_HALF + 1, p)
+
+
+def round_probability(p_map: float) -> float:
+    """Chance to win one round that gives the chance `p_map` to win the map from 0:0: the race, inverted.
+
+    By bisection, because the race is a polynomial of degree 24 that only grows with p; 53 halvings are a double's
+    precision. Raises ValueError for a chance outside (0, 1).
+    """
+    if not 0 < p_map < 1:
+        raise ValueError("the chance must lie between 0 and 1")
+    low, high = 0.0, 1.0
+    for _ in range(53):
+        middle = (low + high) / 2
+        if win_probability(0, 0, middle) < p_map:
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2
 
 
 def _decided_or(score1: int, score2: int, goal: int, p: float) -> float:

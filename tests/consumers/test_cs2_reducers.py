@@ -2,11 +2,12 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from consumers.reducers.cs2_map import Change, Cs2Map
 from consumers.reducers.series import Series
-from consumers.reducers.win_chance import win_probability
+from consumers.reducers.win_chance import round_probability, win_probability
 from core.events import MatchEvent
 
 
@@ -168,3 +169,38 @@ def test_a_named_winner_is_trusted_from_feeds_that_name_it_rightly() -> None:
     body = {"team1": {"score": 6}, "team2": {"score": 4}, "winner": {"team": "team1", "side": "ct"}, "reason": 7}
     state.apply(event("round_end", body, source="get5"))
     assert [(known.round_no, known.winner, known.reason) for known in state.rounds] == [(10, "team1", "ct_elimination")]
+
+
+@pytest.mark.parametrize("chance", [0.01, 0.3, 0.5, 0.731, 0.99])
+def test_a_prior_for_the_map_becomes_a_chance_per_round(chance: float) -> None:
+    p_round = round_probability(chance)
+    assert win_probability(0, 0, p_round) == pytest.approx(chance, abs=1e-12)
+    assert round_probability(1 - chance) == pytest.approx(1 - p_round, abs=1e-12)
+
+
+def test_a_prior_counts_from_its_place_in_the_log() -> None:
+    state = Cs2Map("m", "1")
+    change = state.apply(event("win_prior", {"p_team1": 0.7, "model": "elo-mov/1"}))
+    assert (change.state, change.prediction, state.prediction()) == (False, False, None), "nothing is live yet"
+    state.apply(event("going_live", {}))
+    found = state.prediction()
+    assert found is not None
+    assert (found["p_team1"], found["model"]) == (pytest.approx(0.7), "mr12-race/1+elo-mov/1")
+    assert state.apply(event("win_prior", {"p_team1": 0.6, "model": "mine"})).prediction
+    assert state.p_team1 == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {}, {"p_team1": 0.7}, {"p_team1": "0.7", "model": "m"}, {"p_team1": 1.0, "model": "m"},
+        {"p_team1": 0.001, "model": "m"}, {"p_team1": True, "model": "m"}, {"p_team1": 0.7, "model": "no spaces"},
+        {"p_team1": 0.7, "model": "m" * 33}, {"p_team1": 10**400, "model": "m"},
+    ],
+)  # fmt: skip
+def test_a_senseless_prior_changes_nothing(data: dict[str, Any]) -> None:
+    state = Cs2Map("m", "1")
+    state.apply(event("going_live", {}))
+    before = msgspec.structs.asdict(state)
+    assert not state.apply(event("win_prior", data)).prediction
+    assert msgspec.structs.asdict(state) == before
