@@ -16,6 +16,8 @@ What leaves      pages and replays of stored events for the gateway; tables and 
     replay       a match again, as fast as it can be read or at its pace; `corrections`: as of a moment
     audit        who wrote, corrected and read a match
     export       a poll or a match as a file with a manifest to check it by
+    analysts     what analysts may see of the raw tables, and the key that hides voters from them
+    examples     questions that analysts ask, in SQL, and how to ask them from Python
     embedded     ClickHouse's HTTP interface over the in-process engine, for one machine
 
 Invariants
@@ -26,6 +28,13 @@ Invariants
       the writer keeps duplicates out: an insert is repeated only with the token of the first try, and where the
       deduplication window cannot be trusted any more only the missing rows are added. `round_metrics` and
       `map_metrics` hold versions and are read through views with FINAL; `votes_per_minute` sums partial sums.
+    * Every materialized view stands in `aggregates`, so `repair` can compute any part of it anew; `polls` and `matches`
+      are so small that views look for the newest row instead.
+    * Analysts read a database of their own, `an`, of views with their definer's rights. A raw column reaches it only by
+      a decision in `analysts`; a test fails while there is none.
+    * Nothing is archived of what nobody reports: there is no table of moderation (no action voids a vote), of outgoing
+      webhooks (nothing is sent) or of refused hook calls (they never reach the log). What a source sent, and how late,
+      is `source_health`.
     * Every table that receives rows has its deduplication window, targets of views included, and is flushed to disk
       before an insert is acknowledged: the log forgets what we commit. (Costs 4 ms an insert here: 79 instead of 120
       small inserts a second, nothing measurable from 10,000 rows on.)

@@ -15,7 +15,8 @@ from importlib.resources import files
 
 from msgspec import Struct
 
-from clickhouse.client import ClickHouse, parse_target
+from clickhouse.analysts import analysts_database, ensure_key
+from clickhouse.client import DATABASE, ClickHouse, parse_target
 from core.errors import Fatal, Retry
 from core.settings import Settings
 
@@ -36,19 +37,21 @@ class Layout(Struct, frozen=True):
     on_cluster: str
     replicated: str
     deduplication: str
+    analysts: str
     durability: str = "fsync_after_insert = 1, fsync_part_directory = 1"
 
     @classmethod
-    def of(cls, cluster: str) -> "Layout":
-        """Layout for a cluster's name, "" for a single server."""
+    def of(cls, cluster: str, database: str = DATABASE) -> "Layout":
+        """Layout of a database for a cluster's name, "" for a single server."""
         if not _CLUSTER.match(cluster):
             raise Fatal("ARENACAST_CLICKHOUSE_CLUSTER may hold letters, digits, dot, dash and underscore")
+        analysts = "`" + analysts_database(database).replace("\\", "\\\\").replace("`", "\\`") + "`"
         if not cluster:
-            return cls("", "", f"non_replicated_deduplication_window = {DEDUPLICATION_WINDOW}")
+            return cls("", "", f"non_replicated_deduplication_window = {DEDUPLICATION_WINDOW}", analysts)
         # The default of an hour would let the repeat of a writer that was down for longer through.
         window = f"replicated_deduplication_window = {DEDUPLICATION_WINDOW}"
         week = "replicated_deduplication_window_seconds = 604800"
-        return cls(f"ON CLUSTER `{cluster}`", "Replicated", f"{window}, {week}")
+        return cls(f"ON CLUSTER `{cluster}`", "Replicated", f"{window}, {week}", analysts)
 
 
 class Migration(Struct, frozen=True):
@@ -98,19 +101,26 @@ def pending(known: Sequence[Migration], applied: Mapping[int, str]) -> list[Migr
     return [item for item in known if item.number not in applied]
 
 
-def main(settings: Settings, dry_run: bool) -> None:
+def main(settings: Settings, dry_run: bool, new_analyst_key: bool = False) -> None:
     """Bring the schema up to this version, one printed line per migration. `dry_run` prints the plan, changes nothing.
 
+    `new_analyst_key` has the analysts' views show voters under other numbers than before.
     Raises Fatal when ClickHouse does not answer in time, refuses a statement, or was migrated otherwise.
     """
-    asyncio.run(migrate(settings, dry_run=dry_run))
+    asyncio.run(migrate(settings, dry_run=dry_run, new_analyst_key=new_analyst_key))
 
 
-async def migrate(settings: Settings, *, dry_run: bool = False, known: Sequence[Migration] | None = None) -> None:
+async def migrate(
+    settings: Settings,
+    *,
+    dry_run: bool = False,
+    new_analyst_key: bool = False,
+    known: Sequence[Migration] | None = None,
+) -> None:
     """`main` inside a running loop. `known` are the migrations to apply instead of this version's own."""
     url = settings.clickhouse_target
     database = parse_target(url).database
-    layout = Layout.of(settings.clickhouse_cluster)
+    layout = Layout.of(settings.clickhouse_cluster, database)
     server = ClickHouse(url, timeout_s=_STATEMENT_TIMEOUT_S, database="")
     inside = ClickHouse(url, timeout_s=_STATEMENT_TIMEOUT_S)
     try:
@@ -125,6 +135,8 @@ async def migrate(settings: Settings, *, dry_run: bool = False, known: Sequence[
             if not dry_run:
                 await _apply(inside, migration, statements)
             print(f"{migration}: {len(statements)} statements {'to apply' if dry_run else 'applied'}")
+        if not dry_run and known is None:
+            await ensure_key(inside, renew=new_analyst_key)
     except Retry as error:
         raise Fatal(str(error)) from error
     finally:

@@ -36,7 +36,8 @@ SETTINGS {deduplication}, {durability};
 --
 -- votes, weight and digest are sums, so they are right only if every vote arrives once: this table has a deduplication
 -- window of its own, and the writer's tokens reach it through the view. uniqCombined64(20) counts voters exactly up to
--- 32,768 in a cell (measured), beyond that within about 0.2 %.
+-- 32,768 in a cell (measured), beyond that within about 0.2 %. Short granules, because a question about one poll reads
+-- whole ones and a set of voters is kilobytes: with the usual 8192 rows it takes twice the processor time.
 CREATE TABLE IF NOT EXISTS votes_per_minute_store {on_cluster}
 (
     poll_id   LowCardinality(String) CODEC(ZSTD(1)),
@@ -51,7 +52,7 @@ CREATE TABLE IF NOT EXISTS votes_per_minute_store {on_cluster}
 ENGINE = {replicated}AggregatingMergeTree
 PARTITION BY toYYYYMM(minute)
 ORDER BY (poll_id, option_id, source, minute)
-SETTINGS {deduplication}, {durability};
+SETTINGS {deduplication}, {durability}, index_granularity = 128;
 
 CREATE MATERIALIZED VIEW IF NOT EXISTS votes_per_minute_feed {on_cluster} TO votes_per_minute_store AS
 SELECT poll_id, option_id, source, toStartOfMinute(received_at) AS minute, count() AS votes, sum(weight) AS weight,

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 import redis
 
+from clickhouse.analysts import analysts_database
 from clickhouse.client import ClickHouse
 from clickhouse.migrate import migrate
 from core.redis_client import connect
@@ -30,7 +31,9 @@ async def clickhouse(database_url: str, tmp_path: Path) -> AsyncIterator[ClickHo
     try:
         yield client
     finally:
-        await client.command("DROP DATABASE {name:Identifier}", {"name": urlsplit(database_url).path[1:]})
+        database = urlsplit(database_url).path[1:]
+        for name in (analysts_database(database), database):
+            await client.command("DROP DATABASE {name:Identifier}", {"name": name})
         await client.close()
 
 
