@@ -136,6 +136,7 @@ async def migrate(
                 await _apply(inside, migration, statements)
             print(f"{migration}: {len(statements)} statements {'to apply' if dry_run else 'applied'}")
         if not dry_run and known is None:
+            await _ensure_analysts(inside, layout, database)
             await ensure_key(inside, renew=new_analyst_key)
     except Retry as error:
         raise Fatal(str(error)) from error
@@ -187,15 +188,29 @@ async def _prepare(server: ClickHouse, inside: ClickHouse, database: str, layout
     )
 
 
+async def _ensure_analysts(inside: ClickHouse, layout: Layout, database: str) -> None:
+    """Make the analysts' database again where it is missing: a restored backup may hold `database` alone."""
+    name = analysts_database(database)
+    if await inside.query("SELECT 1 FROM system.databases WHERE name = {name:String}", {"name": name}):
+        return
+    print(f"database {name}: missing, made again")
+    for migration in read_migrations():
+        await _run(inside, migration, [sql for sql in migration.statements(layout) if f" {layout.analysts}" in sql])
+
+
 async def _apply(inside: ClickHouse, migration: Migration, statements: Sequence[str]) -> None:
-    for number, statement in enumerate(statements, 1):
-        try:
-            await inside.command(statement)
-        except (Fatal, Retry) as error:
-            raise Fatal(f"{migration}, statement {number}: {error}") from error
+    await _run(inside, migration, statements)
     await inside.command(
         "INSERT INTO schema_migrations (number, name, checksum) "
         "SELECT {number:UInt32}, {name:String}, {checksum:String}",
         {"number": migration.number, "name": migration.name, "checksum": migration.checksum},
         settings={"async_insert": 0},
     )
+
+
+async def _run(inside: ClickHouse, migration: Migration, statements: Sequence[str]) -> None:
+    for number, statement in enumerate(statements, 1):
+        try:
+            await inside.command(statement)
+        except (Fatal, Retry) as error:
+            raise Fatal(f"{migration}, statement {number}: {error}") from error

@@ -7,6 +7,8 @@ import pytest
 
 from clickhouse.analysts import HIDDEN, SHOWN, ensure_key
 from clickhouse.client import ClickHouse
+from clickhouse.migrate import migrate
+from core.settings import Settings
 
 pytestmark = pytest.mark.clickhouse
 
@@ -153,3 +155,17 @@ async def test_the_rights_for_a_server_parse_and_bound_what_the_embedded_one_bou
         assert f"{name} = {limit} MIN 1 MAX {limit}" in text
     assert "GRANT SELECT ON an.* TO" in text
     assert "GRANT SELECT ON an.*" in embedded
+
+
+async def test_a_restored_archive_gets_its_analysts_views_again(
+    clickhouse: ClickHouse, an: str, database_url: str, tmp_path: Path
+) -> None:
+    """A backup of the archive alone says that all migrations are applied, and has none of their other database."""
+    await vote(clickhouse, ("p1", 5))
+    before = await voters(clickhouse, an)
+    count = "SELECT count() FROM system.tables WHERE database = {an:String}"
+    views = await clickhouse.query(count, {"an": an})
+    await clickhouse.command("DROP DATABASE {an:Identifier}", {"an": an})
+    await migrate(Settings(data_dir=tmp_path, clickhouse_url=database_url))
+    assert await clickhouse.query(count, {"an": an}) == views
+    assert await voters(clickhouse, an) == before
