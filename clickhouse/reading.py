@@ -87,12 +87,12 @@ def checksum(entries: Iterable[RawEntry]) -> int:
     Of the body of an event (field `d`) its length counts, because a voter may be erased from a segment file while a
     plan is in flight, by zeros of the same length; otherwise nothing can change an entry under its id and header.
     """
-    crc = 0
+    ids, parts = [], []
     for raw_id, fields in entries:
-        crc = zlib.crc32(raw_id, crc)
+        ids.append(raw_id)
         for name, value in fields.items():
-            crc = zlib.crc32(b"%d" % len(value) if name == b"d" else value, zlib.crc32(name, crc))
-    return crc
+            parts += (name, b"%d" % len(value) if name == b"d" else value)
+    return zlib.crc32(b"\0".join(parts), zlib.crc32(b"\0".join(ids)))
 
 
 def entry_id(entry: RawEntry) -> EntryId:

@@ -11,6 +11,8 @@ import pyarrow as pa
 from msgspec import Struct
 
 Row = tuple[object, ...]
+Block = Sequence[Row] | pa.Table
+"""Rows of one table: tuples, or columns already."""
 
 _INSTANT = pa.timestamp("ms", tz="UTC")
 _POSITION = (
@@ -36,17 +38,31 @@ class Table(Struct, frozen=True):
         """Names of the columns."""
         return list(self.schema.names)
 
-    def encode(self, rows: Sequence[Row]) -> bytes:
+    def encode(self, block: Block) -> bytes:
         """An Arrow file with these rows, in this order. Raises pyarrow.ArrowException or OverflowError for a value
         that its column cannot hold, which `rows` rules out."""
-        arrays = [
-            pa.array(values, type=field.type)
-            for values, field in zip(zip(*rows, strict=True), self.schema, strict=True)
-        ]
         sink = pa.BufferOutputStream()
         with pa.ipc.new_file(sink, self.schema) as writer:
-            writer.write_table(pa.Table.from_arrays(arrays, schema=self.schema))
+            writer.write_table(self._columns(block).combine_chunks())
         return bytes(sink.getvalue())
+
+    def rows(self, block: Block) -> Sequence[Row]:
+        """The rows as tuples, instants in milliseconds."""
+        if not isinstance(block, pa.Table):
+            return block
+        columns = [
+            column.cast(pa.int64()) if pa.types.is_timestamp(column.type) else column for column in block.columns
+        ]  # fmt: skip
+        return list(zip(*(column.to_pylist() for column in columns), strict=True))
+
+    def _columns(self, block: Block) -> pa.Table:
+        if isinstance(block, pa.Table):
+            return block
+        arrays = [
+            pa.array(values, type=field.type)
+            for values, field in zip(zip(*block, strict=True), self.schema, strict=True)
+        ]  # fmt: skip
+        return pa.Table.from_arrays(arrays, schema=self.schema)
 
     def key_of(self, row: Row) -> Row:
         """The identifying values of a row."""

@@ -46,7 +46,7 @@ from clickhouse.reading import Limits, Log, Stuck, checksum, entry_id, stream_ke
 from clickhouse.rows import SCHEMA, RawEntry, Rows, from_audit, from_events, from_updates
 from clickhouse.segments import Shelf
 from clickhouse.spill import JOB, SpilledLog, spill_sources
-from clickhouse.tables import TABLES, Row, Table
+from clickhouse.tables import TABLES, Block, Table
 from core import epochs, keys, logs
 from core.errors import Fenced, Retry
 from core.metrics import ARCHIVE_INSERT, ARCHIVE_ROWS, DEAD, LOOP_ERRORS
@@ -221,7 +221,7 @@ class Writer:
     async def _verify(self, plan: Plan, batch: Batch) -> None:
         """After a redo every row must be there, once."""
         for table in TABLES[self._log]:
-            rows = batch.rows.tables.get(table.name, [])
+            rows = table.rows(batch.rows.tables.get(table.name, []))
             missing = await repair.missing_rows(self._clickhouse, table, self._shard, _range(plan), rows)
             repeated = await repair.repeated_rows(self._clickhouse, table, self._shard, _range(plan))
             if missing or repeated:
@@ -271,14 +271,14 @@ class Writer:
 
     async def _insert_all(self, plan: Plan, batch: Batch) -> None:
         for table in TABLES[self._log]:
-            rows = batch.rows.tables.get(table.name)
-            if rows:
-                await self._insert(table, rows, plan.token(self._shard, self._log, table.name))
+            block = batch.rows.tables.get(table.name)
+            if block is not None:
+                await self._insert(table, block, plan.token(self._shard, self._log, table.name))
 
     async def _insert_missing(self, plan: Plan, batch: Batch) -> None:
         LOOP_ERRORS.labels("archive_repair").inc()
         for table in TABLES[self._log]:
-            rows = batch.rows.tables.get(table.name)
+            rows = table.rows(batch.rows.tables.get(table.name, []))
             if not rows:
                 continue
             missing = await repair.missing_rows(self._clickhouse, table, self._shard, _range(plan), rows)
@@ -291,8 +291,8 @@ class Writer:
                 missing=len(missing),
             )  # fmt: skip
 
-    async def _insert(self, table: Table, rows: list[Row], token: str) -> None:
-        body = await asyncio.to_thread(table.encode, rows)
+    async def _insert(self, table: Table, block: Block, token: str) -> None:
+        body = await asyncio.to_thread(table.encode, block)
         await self._check_fence()
         started = time.monotonic()
         settings = {**INSERT_SETTINGS, "insert_deduplication_token": token}
@@ -311,8 +311,8 @@ class Writer:
         await self._run("archive_commit", names, args)
         self.committed = batch.last
         await self._spilled.drop(passed)
-        for name, rows in batch.rows.tables.items():
-            ARCHIVE_ROWS.labels(name).inc(len(rows))
+        for name, block in batch.rows.tables.items():
+            ARCHIVE_ROWS.labels(name).inc(len(block))
         if batch.rows.dead:
             DEAD.labels(keys.ARCHIVE_GROUP).inc(len(batch.rows.dead))
             self._logger.error("dead letters", count=len(batch.rows.dead), up_to=plan.last)

@@ -10,7 +10,7 @@ import pytest
 from clickhouse import writer as module
 from clickhouse.client import ClickHouse
 from clickhouse.reading import Limits, Stuck
-from clickhouse.tables import VOTES, Row, Table
+from clickhouse.tables import VOTES, Block, Table
 from clickhouse.writer import BATCHES_SAFE, Batch, Plan, Writer
 from core import keys
 from core.errors import ArenacastError, Fenced, Retry
@@ -38,7 +38,7 @@ class CrashingWriter(Writer):
         self._reach("after plan")
         return text
 
-    async def _insert(self, table: Table, rows: list[Row], token: str) -> None:
+    async def _insert(self, table: Table, rows: Block, token: str) -> None:
         await super()._insert(table, rows, token)
         self._reach("between inserts")
 
@@ -130,7 +130,9 @@ async def test_a_torn_insert_is_completed(log: ArchiveLog) -> None:
     plan = msgspec.json.decode(log.state()["inflight"], type=Plan)
     batch = await log.writer()._rebuild(plan)
     at = VOTES.columns.index("received_at")
-    older = [row for row in batch.rows.tables["votes"] if int(str(row[at])) < (now_us - MONTH_US // 2) // 1000]
+    older = [
+        row for row in VOTES.rows(batch.rows.tables["votes"]) if int(str(row[at])) < (now_us - MONTH_US // 2) // 1000
+    ]
     await log.writer()._insert(VOTES, older, plan.token(0, "events", "votes"))
     assert await log.rows("SELECT count() FROM votes") == [(4,)]
     await log.archive()

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 
-from clickhouse.tables import Row, Table
+from clickhouse.tables import Block, Table
 from clickhouse.writer import Batch, Plan, Writer
 from consumers import archive
 from core import settings
@@ -35,7 +35,7 @@ class MortalWriter(Writer):
         reach("after plan")
         return text
 
-    async def _insert(self, table: Table, rows: list[Row], token: str) -> None:
+    async def _insert(self, table: Table, rows: Block, token: str) -> None:
         if point == "in insert":
             loop = asyncio.get_running_loop()
             sending = asyncio.create_task(super()._insert(table, rows, token))
