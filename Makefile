@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
 
-.PHONY: run install test lint types pytest load lock clean help
+.PHONY: run install test lint types pytest soak load lock clean help
 .DEFAULT_GOAL := run
 
 run: install  ## the whole pipeline on this machine, with a recorded match playing through it
@@ -42,6 +42,9 @@ types: install
 
 pytest: install
 	$(BIN)/python -m pytest $(PYTEST_ARGUMENTS)
+
+soak: install  ## minutes of kill -9, outages and full disks under load, with negative controls; prints what it did
+	$(BIN)/python -m pytest -m soak -rP $(SOAK_ARGUMENTS)
 
 load: install  ## a short load test with its proof and a report; LOAD_ARGUMENTS=--full for the long one
 	$(BIN)/python -m loadtests $(LOAD_ARGUMENTS)

@@ -87,7 +87,8 @@ def checksum(entries: Iterable[RawEntry]) -> int:
     Of the body of an event (field `d`) its length counts, because a voter may be erased from a segment file while a
     plan is in flight, by zeros of the same length; otherwise nothing can change an entry under its id and header.
     """
-    ids, parts = [], []
+    ids: list[bytes] = []
+    parts: list[bytes] = []
     for raw_id, fields in entries:
         ids.append(raw_id)
         for name, value in fields.items():

@@ -6,12 +6,13 @@ own column lists it is as fast (0.4–0.55 million rows/s with its view) and kee
 """
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import pyarrow as pa
 from msgspec import Struct
 
 Row = tuple[object, ...]
-Block = Sequence[Row] | pa.Table
+Block: TypeAlias = Sequence[Row] | pa.Table
 """Rows of one table: tuples, or columns already."""
 
 _INSTANT = pa.timestamp("ms", tz="UTC")

@@ -1,8 +1,9 @@
 """An archive process for crash tests: it kills itself, as nobody could tell from outside when to.
 
-    python -m tests.consumers.archive_child POINT
+    python -m tests.consumers.archive_child POINT [careless]
 
-POINT is a step of the protocol, or `never`. Settings come from the environment, as for the real process.
+POINT is a step of the protocol, or `never`. `careless` is the negative control: without deduplication, and without
+looking at what a redo did. Settings come from the environment, as for the real process.
 """
 
 import asyncio
@@ -10,6 +11,7 @@ import os
 import signal
 import sys
 
+from clickhouse import writer
 from clickhouse.tables import Block, Table
 from clickhouse.writer import Batch, Plan, Writer
 from consumers import archive
@@ -17,6 +19,7 @@ from core import settings
 
 POINTS = ("before plan", "after plan", "in insert", "between inserts", "before commit", "after commit", "redo inserted")
 
+is_careless = sys.argv[2:] == ["careless"]
 point = sys.argv[1] if __name__ == "__main__" else "never"  # POINTS is imported by the test
 
 
@@ -47,7 +50,8 @@ class MortalWriter(Writer):
 
     async def _verify(self, plan: Plan, batch: Batch) -> None:
         reach("redo inserted")
-        await super()._verify(plan, batch)
+        if not is_careless:
+            await super()._verify(plan, batch)
 
     async def _commit(self, plan: Plan, text: bytes, batch: Batch) -> None:
         reach("before commit")
@@ -57,4 +61,11 @@ class MortalWriter(Writer):
 
 if __name__ == "__main__":
     archive.Writer = MortalWriter  # type: ignore[attr-defined]
+    if is_careless:
+        writer.INSERT_SETTINGS = {  # type: ignore[misc]
+            "async_insert": 0,
+            "deduplicate_insert": "disable",
+            "insert_deduplicate": 0,
+            "deduplicate_blocks_in_dependent_materialized_views": 0,
+        }
     archive.run(settings.load())

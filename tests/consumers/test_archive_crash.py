@@ -36,9 +36,9 @@ PLANNED = {"after plan", "in insert", "between inserts", "before commit", "redo 
 class Archiver:
     """An archive process that dies at a point, or never by itself."""
 
-    def __init__(self, settings: Settings, point: str = "never") -> None:
+    def __init__(self, settings: Settings, point: str = "never", *options: str) -> None:
         environ = python_environment(environment(settings, os.environ))
-        command = [sys.executable, "-m", "tests.consumers.archive_child", point]
+        command = [sys.executable, "-m", "tests.consumers.archive_child", point, *options]
         self.process = subprocess.Popen(command, env=environ, cwd=Path.cwd(), stderr=subprocess.DEVNULL)
 
     async def dies(self) -> int:
@@ -97,6 +97,19 @@ async def test_killed_at_any_step_it_is_exact_after_its_successor(
     assert started[-1].end(signal.SIGTERM) == 0
     await log.assert_exact()
     assert await log.rows("SELECT count() FROM match_events") == [(1,)]
+
+
+async def test_without_deduplication_the_same_kill_is_not_exact(
+    log: ArchiveLog, crash_settings: Settings, started: list[Archiver]
+) -> None:
+    """Negative control of the test above."""
+    fill(log, 600)
+    started.append(Archiver(crash_settings, "before commit", "careless"))
+    assert await started[-1].dies() == -signal.SIGKILL
+    started.append(Archiver(crash_settings, "never", "careless"))
+    await drained(log)
+    with pytest.raises(AssertionError):
+        await log.assert_exact()
 
 
 @pytest.fixture
