@@ -7,8 +7,9 @@ What leaves      pages and replays of stored events for the gateway; tables and 
     client       one lazily opened HTTP client per process; errors say what the caller does
     migrate      the schema, by numbered files in migrations/, up only
     tables       the raw tables' columns and their encoding (Arrow, one body, one block)
-    rows         log entries -> rows: pure, deterministic
+    rows         log entries -> rows: pure, deterministic; vote_columns is its fast twin for votes
     writer       the exactly-once protocol: plan, insert, commit, and how each is taken up after a crash
+    spill        a log part of which is on disk, because ClickHouse was away for long; segments: those files
     repair       what the protocol's deduplication cannot cover: which facts are already there, aggregates anew
     aggregates   which views keep aggregates, and which part of one a batch can have touched
     queries      stored events in the order of the log, in chunks
@@ -38,6 +39,8 @@ Invariants
     * Every table that receives rows has its deduplication window, targets of views included, and is flushed to disk
       before an insert is acknowledged: the log forgets what we commit. (Costs 4 ms an insert here: 79 instead of 120
       small inserts a second, nothing measurable from 10,000 rows on.)
+    * What leaves the log is in ClickHouse, or in a segment file that was flushed to disk and then noted in Redis; it is
+      archived from there by the same plans, and deleted only minutes after.
     * Every insert carries a token and the settings that make it count; `async_insert` is off.
     * Values from outside reach a query as parameters, never as text.
 

@@ -14,6 +14,8 @@ Invariants
       same position (`XGROUP SETID … ENTRIESREAD`, in the committing script), so every Redis tool shows their lag.
       What was read and not committed is pending by definition; taking over means reading it again.
     * Scripts here run with `allow-oom`: a Redis over its memory budget refuses ingest, never those who work it off.
+    * Nobody waits for the archive but the log, and that not for ever: what ClickHouse cannot take for long goes to disk
+      (`archive_relief`). A shard stays with consumers that can read its segment files.
     * An entry that cannot be processed goes to dead:{s} with its reason and never blocks the shard.
     * Whatever changes state is a log entry, also what a timer does: replaying the log gives the same state.
 

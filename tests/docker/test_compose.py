@@ -140,7 +140,9 @@ def test_our_containers_have_no_privilege_and_write_nowhere(service: str) -> Non
     assert definition["cap_drop"] == ["ALL"]
     assert "cap_add" not in definition
     assert "no-new-privileges:true" in definition["security_opt"]
-    assert "volumes" not in definition
+    spill = ["spill-data:/spill"] if service == "consume-archive" else None
+    assert definition.get("volumes") == spill
+    assert definition["environment"].get("ARENACAST_SPILL_DIR") == ("/spill" if spill else None)
 
 
 def test_replicas_are_what_the_pipeline_was_asked_for() -> None:
