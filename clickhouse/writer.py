@@ -232,9 +232,13 @@ class Writer:
 
     # -- going on
 
-    async def read(self, limits: Limits) -> Batch | None:
-        """The next batch, None when there is nothing. It lies within one epoch."""
-        entries, is_full = await self._spilled.entries(self.committed, limits)
+    async def read(self, limits: Limits, after: EntryId | None = None) -> Batch | None:
+        """The next batch, None when there is nothing. It lies within one epoch.
+
+        `after` is the last entry of the batch being written, so that one can be read meanwhile; batches must be written
+        in the order in which they were read.
+        """
+        entries, is_full = await self._spilled.entries(self.committed if after is None else after, limits)
         if not entries:
             return None
         # Loaded after reading: an entry of a new epoch is only ever appended after the epoch was recorded.

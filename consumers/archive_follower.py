@@ -10,7 +10,7 @@ import random
 from contextlib import suppress
 
 from clickhouse.reading import Limits, Log, Stuck
-from clickhouse.writer import Writer
+from clickhouse.writer import Batch, Writer
 from consumers.archive_relief import Relief
 from core import logs
 from core.errors import Fatal, Fenced, Retry
@@ -19,8 +19,11 @@ from core.redis_client import Redis, call
 from core.settings import Settings
 
 INSERTS_AT_ONCE = 2
-"""Batches a process holds and writes at once. Two keep ClickHouse busy while one of them is being read and encoded;
-each holds up to `BATCH_BYTES_MAX` of entries, several times that as Python objects."""
+"""Logs of which a process writes batches at once. Each holds the batch being written and, in a backlog, the next one,
+which is read meanwhile; a batch is up to `BATCH_BYTES_MAX` of entries, several times that as Python objects."""
+
+BATCHES_A_TURN = 4
+"""Full batches that a log writes before the others have their turn."""
 
 BATCH_BYTES_MAX = 16 * 1024 * 1024
 
@@ -111,13 +114,33 @@ class Follower:
                     continue
                 await self._pause(self._linger_s)
             async with self._slots:
-                batch = await self._writer.read(self._limits)
-                if batch is not None:
-                    await self._writer.write(batch)
-            self._failures = 0
-            is_behind = batch is not None and batch.is_full
+                is_behind = await self._take_turn()
             if is_behind and await self._relieve(stands_still=False):
                 return  # the writer has to learn of the segments
+
+    async def _take_turn(self) -> bool:
+        """Write what there is, a few batches at most; whether more were waiting."""
+        batch = await self._writer.read(self._limits)
+        for left in range(BATCHES_A_TURN - 1, -1, -1):
+            if batch is None:
+                return False
+            if not batch.is_full or not left or self._stop.is_set():
+                await self._writer.write(batch)
+                self._failures = 0
+                return batch.is_full
+            batch = await self._write_and_read(batch)
+        raise AssertionError("unreachable")
+
+    async def _write_and_read(self, batch: Batch) -> Batch | None:
+        """Write a batch, and meanwhile read the one after it."""
+        reading = asyncio.create_task(self._writer.read(self._limits, batch.last))
+        try:
+            await self._writer.write(batch)
+            self._failures = 0
+            return await reading
+        finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
 
     async def _entries_wait(self) -> bool:
         """Whether there are entries beyond the committed one; waits for a while, or until we are to stop."""

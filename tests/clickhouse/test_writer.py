@@ -139,6 +139,17 @@ async def test_a_torn_insert_is_completed(log: ArchiveLog) -> None:
     await log.assert_exact()
 
 
+async def test_a_clock_that_jumps_by_years_costs_nothing(log: ArchiveLog) -> None:
+    """Forth and back within a batch: partitions of the future, and ids that go on all the same."""
+    now_us = int(time.time() * 1e6)
+    for years in (0, 3, -5, 60, 0, 300, -200):
+        log.vote(4, received_us=max(1, now_us + 12 * years * MONTH_US))
+    await crash(log, "before commit")
+    log.vote(3)
+    await log.archive()
+    await log.assert_exact()
+
+
 async def test_two_attempts_at_once_are_stored_once(log: ArchiveLog) -> None:
     """An attempt whose answer was lost may still run when the next one is sent."""
     log.vote(200)

@@ -13,11 +13,14 @@ from prometheus_client import REGISTRY
 
 from clickhouse.client import ClickHouse
 from clickhouse.migrate import migrate
+from clickhouse.reading import Limits
 from clickhouse.writer import Batch, Plan, Writer
 from consumers import archive as module
 from consumers import archive_follower
 from consumers.archive import Archive
 from core import keys
+from core.errors import Retry
+from core.position import EntryId
 from core.redis_client import connect
 from core.settings import Settings
 from core.updates import Prediction
@@ -255,3 +258,51 @@ async def test_no_more_batches_than_slots_are_held_at_once(
         await archived(log, 10)
         await archived(log, 1, "updates")
     assert most == 1
+
+
+async def test_in_a_backlog_the_next_batch_is_read_while_one_is_written(
+    log: ArchiveLog, archive_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[EntryId | None] = []
+    release = asyncio.Event()
+
+    class Held(Writer):
+        async def read(self, limits: Limits, after: EntryId | None = None) -> Batch | None:
+            reads.append(after)
+            return await super().read(limits, after)
+
+        async def write(self, batch: Batch) -> None:
+            await release.wait()
+            await super().write(batch)
+
+    monkeypatch.setattr(module, "Writer", Held)
+    log.vote(95)
+    async with archiving(msgspec.structs.replace(archive_settings, archive_batch_max=10)):
+        await wait_until(lambda: len(reads) >= 2, 10.0, "the second is read before the first is written")
+        await asyncio.sleep(0.05)
+        assert len(reads) == 2, "and no third"
+        assert reads[0] is None
+        assert reads[1] is not None
+        assert log.state() == {}
+        release.set()
+        await archived(log, 95)
+    await log.assert_exact()
+
+
+async def test_a_failure_with_the_next_batch_in_hand_starts_over_from_what_is_committed(
+    log: ArchiveLog, archive_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures = iter([Retry("once"), None, Retry("twice")])
+
+    class Failing(Writer):
+        async def _plan(self, plan: Plan) -> bytes:
+            text = await super()._plan(plan)
+            if error := next(failures, None):
+                raise error
+            return text
+
+    monkeypatch.setattr(module, "Writer", Failing)
+    log.vote(95)
+    async with archiving(msgspec.structs.replace(archive_settings, archive_batch_max=10)):
+        await archived(log, 95)
+    await log.assert_exact()
