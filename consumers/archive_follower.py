@@ -36,7 +36,8 @@ STUCK_S = 30.0
 
 def retention_s(settings: Settings, log: Log) -> float:
     """How long entries stay in a log although everybody has committed them (consumers/lua/trim.lua)."""
-    return settings.events_retention_s if log == "events" else settings.updates_retention_s
+    kept_s = {"events": settings.events_retention_s, "updates": settings.updates_retention_s}
+    return kept_s.get(log, 0.0)
 
 
 class Follower:

@@ -6,9 +6,9 @@
 --
 -- Atomic, so that the bound holds for all gateways together and nothing unarchived is ever trimmed. Not allowed above
 -- the memory limit: an audit of reads must not take the room that the log needs.
-local committed = redis.call('HGET', KEYS[2], 'committed')
-if committed then
-  redis.call('XTRIM', KEYS[1], 'MINID', committed)
+local safe = redis.call('HGET', KEYS[2], 'spilled') or redis.call('HGET', KEYS[2], 'committed')
+if safe then
+  redis.call('XTRIM', KEYS[1], 'MINID', safe)
 end
 local room = math.min(tonumber(ARGV[1]) - redis.call('XLEN', KEYS[1]), #ARGV - 1)
 for i = 2, room + 1 do
