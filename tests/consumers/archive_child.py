@@ -62,7 +62,7 @@ class MortalWriter(Writer):
 if __name__ == "__main__":
     archive.Writer = MortalWriter  # type: ignore[attr-defined]
     if is_careless:
-        writer.INSERT_SETTINGS = {  # type: ignore[misc]
+        writer.INSERT_SETTINGS = {
             "async_insert": 0,
             "deduplicate_insert": "disable",
             "insert_deduplicate": 0,
