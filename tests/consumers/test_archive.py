@@ -48,7 +48,7 @@ async def archiving(settings: Settings, clickhouse: ClickHouse | None = None) ->
         await client.aclose()
 
 
-async def archived(log: ArchiveLog, entries: int, name: str = "events", timeout_s: float = 10.0) -> None:
+async def archived(log: ArchiveLog, entries: int, name: str = "events", timeout_s: float = 30.0) -> None:
     """Wait until so many entries are committed."""
     await wait_until(
         lambda: int(log.state(name).get("entries", 0)) == entries, timeout_s, f"{entries} entries archived"
@@ -98,9 +98,9 @@ async def test_a_stop_finishes_the_batch_in_flight_and_gives_the_leases_up(
 
 async def test_a_backlog_is_drained_without_lingering(log: ArchiveLog, archive_settings: Settings) -> None:
     log.vote(1000)
-    settings = msgspec.structs.replace(archive_settings, archive_batch_max=50, archive_linger_s=1.0)
+    settings = msgspec.structs.replace(archive_settings, archive_batch_max=50, archive_linger_s=5.0)
     async with archiving(settings):
-        await archived(log, 1000, timeout_s=10.0)  # twenty times a second of lingering would be late
+        await archived(log, 1000, timeout_s=60.0)  # twenty times five seconds of lingering would be late
     await log.assert_exact()
     assert log.state()["batches"] == "20"
 
