@@ -49,6 +49,9 @@ CONNECTIONS = Gauge("gateway_connections", "Open subscriber connections", ["tran
 DELIVERIES = Counter("gateway_deliveries", "Messages written to subscribers", ["transport", "class"])
 CONFLATED = Counter("gateway_conflated", "State messages skipped for a lagging subscriber")
 EVICTIONS = Counter("gateway_evictions", "Connections closed by the server for the reader's slowness", ["reason"])
+CATCH_UP_READS = Counter(
+    "gateway_catch_up_reads", "Reads for readers behind the ring, each for all who want the same", ["tier"]
+)
 RESUMES = Counter("gateway_resumes", "Verdicts given on cursors", ["verdict"])
 
 AUDIT_LOST = Counter("audit_lost", "Audit records that found no room on their way to the archive")

@@ -14,6 +14,11 @@ K_ALL = 65_535
 """`k` of "everything this input gave": above any message number, so a position with it lies after all of them."""
 
 
+K_OWED = 32_768
+"""Added to `k` where a reader has every *event* up to here and is still owed the newest states: it comes from so far
+back that only events are kept. The debt is part of the position, so that it survives a reconnection to any gateway."""
+
+
 class EntryId(NamedTuple):
     """A Redis stream entry id, `<ms>-<seq>`, comparable as two integers."""
 
@@ -41,6 +46,25 @@ class Position(NamedTuple):
     def entry(self) -> EntryId:
         """Entry id of the input event."""
         return EntryId(self.ms, self.seq)
+
+    @property
+    def is_owing(self) -> bool:
+        """Whether states up to here are still to come; see `K_OWED`."""
+        return K_OWED <= self.k < K_ALL
+
+    @property
+    def owing(self) -> "Position":
+        """The same place, with states owed."""
+        if self.is_owing:
+            return self
+        return self._replace(k=K_ALL - 1 if self.k >= K_ALL else K_OWED + min(self.k, K_ALL - K_OWED - 2))
+
+    @property
+    def settled(self) -> "Position":
+        """The same place, with nothing owed."""
+        if not self.is_owing:
+            return self
+        return self._replace(k=K_ALL if self.k == K_ALL - 1 else self.k - K_OWED)
 
 
 ZERO = EntryId(0, 0)

@@ -97,7 +97,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
     async with clients(settings) as (client, clickhouse):
         identity = await find_log(client, settings, stop)
         if identity is not None:
-            service = Service(settings, RedisSource(client), *identity, sender(settings))
+            service = Service(settings, RedisSource(client, clickhouse), *identity, sender(settings))
             await serve_readers(service, client, clickhouse, listener, stop)
 
 

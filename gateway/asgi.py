@@ -48,7 +48,7 @@ class App:
             except Exception as error:
                 await send({"type": "lifespan.startup.failed", "message": str(error)})
                 return
-            service = self.service = Service(self._settings, RedisSource(client), *identity)
+            service = self.service = Service(self._settings, RedisSource(client, clickhouse), *identity)
             self._app = make_app(service, client, clickhouse)
             clock = asyncio.create_task(service.run())
             await send({"type": "lifespan.startup.complete"})

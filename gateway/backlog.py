@@ -8,18 +8,18 @@ Chunks also know whether anything is missing: each entry names the one before it
 a reader at position p has lost nothing if the first entry at or after p follows on one that p had already passed.
 """
 
-import asyncio
-from bisect import bisect_left
-from collections import OrderedDict
-from collections.abc import Iterable
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator
+from operator import attrgetter
 
 from core import logs
 from core.epochs import Epochs
 from core.errors import Poison, Retry
-from core.metrics import LOOP_ERRORS
+from core.metrics import CATCH_UP_READS, LOOP_ERRORS
 from core.position import K_ALL, ZERO, EntryId, Position
 from gateway import frames
 from gateway.frames import Item
+from gateway.shared_reads import SharedReads
 from gateway.source import Source
 
 COUNT_MAX = 128
@@ -29,7 +29,16 @@ CACHE_BYTES_MAX = 32 * 1024 * 1024
 HEAD_FRESH_S = 0.2
 """A chunk that ends at the newest entry is shared this long; older ones never change."""
 
-_Key = tuple[int, int, EntryId]
+READS_MAX = 8
+"""Reads at the same moment."""
+
+WAITING_MAX = 256
+"""Different reads under way or waiting: a crowd's cursors are a few seconds long, so this is a thousand crowds."""
+
+ROUTES_MAX = 32
+"""Sets of topics for which a chunk keeps its messages sorted; the size of a chunk does not count these lists."""
+
+_position = attrgetter("position")
 
 
 class Chunk:
@@ -53,28 +62,42 @@ class Chunk:
         self.is_full = is_full
         self.size = 200 + sum(item.size for item in items)
         self._by_topic: dict[str, list[Item]] = {}
+        self._by_routes: dict[tuple[str, ...], list[Item]] = {}
         for item in items:
             self._by_topic.setdefault(item.topic, []).append(item)
 
     def is_whole_for(self, position: Position) -> bool:
         """Whether a reader at `position` gets everything after it from here on; else entries were trimmed."""
-        index = bisect_left(self._ids, position.entry)
-        if index < len(self._ids):
-            return passed(position, self._previous[index])
-        return passed(position, self._newest)
+        return passed(position, self.follows(position))
 
-    def after(self, routes: Iterable[str], position: Position) -> list[Item]:
-        """Messages of some topics and patterns after a position, in order."""
-        found: list[Item] = []
+    def follows(self, position: Position) -> EntryId:
+        """The entry before the first one that a reader at `position` can have from here: what it must have by then."""
+        index = bisect_left(self._ids, position.entry)
+        return self._previous[index] if index < len(self._ids) else self._newest
+
+    def of(self, routes: tuple[str, ...]) -> list[Item]:
+        """All messages of some topics and patterns, in order; made once for all readers who want the same."""
+        found = self._by_routes.get(routes)
+        if found is None:
+            found = sorted(self._matching(routes), key=_position)
+            if len(self._by_routes) < ROUTES_MAX:
+                self._by_routes[routes] = found
+        return found
+
+    def after(self, routes: tuple[str, ...], position: Position) -> list[Item]:
+        """Those after a position."""
+        found = self.of(routes)
+        return found[bisect_right(found, position, key=_position) :]
+
+    def _matching(self, routes: Iterable[str]) -> Iterator[Item]:
         for route in routes:
             if route.endswith(".*"):
                 prefix = route[:-1]
                 for topic, items in self._by_topic.items():
                     if topic.startswith(prefix):
-                        found.extend(items)
+                        yield from items
             else:
-                found.extend(self._by_topic.get(route, ()))
-        return sorted((item for item in found if item.position > position), key=lambda item: item.position)
+                yield from self._by_topic.get(route, ())
 
 
 def passed(position: Position, entry: EntryId) -> bool:
@@ -88,11 +111,24 @@ class Backlog:
     def __init__(self, source: Source) -> None:
         self._source = source
         self._log = logs.get()
-        self._chunks: OrderedDict[_Key, Chunk] = OrderedDict()
-        self._reading: dict[_Key, asyncio.Task[Chunk]] = {}
-        self._bytes = 0
-        self.reads = 0
+        self._chunks: SharedReads[Chunk] = SharedReads(
+            bytes_max=CACHE_BYTES_MAX, at_once=READS_MAX, waiting_max=WAITING_MAX
+        )
+        self._read_count = CATCH_UP_READS.labels("redis")
+
+    @property
+    def bytes(self) -> int:
+        """What is kept, for the memory budget."""
+        return self._chunks.bytes
+
+    @property
+    def reads(self) -> int:
         """Reads of the log so far."""
+        return self._chunks.count
+
+    async def stop(self) -> None:
+        """Give up what is under way."""
+        await self._chunks.stop()
 
     async def chunk(self, shard: int, position: Position, epochs: Epochs, edge: Position) -> Chunk:
         """Entries of a shard at and after `position`, as many as one read gives. Raises Retry when Redis is away, or
@@ -104,27 +140,25 @@ class Backlog:
         # After a whole entry the next reader up to here asks for the same start; elsewhere, start at the full second.
         entry = position.entry
         first = entry if position.k >= K_ALL else EntryId(entry.ms // 1000 * 1000, 0)
-        chunk = await self._shared((shard, epochs.current, first), epochs, edge)
+        chunk = await self._shared(shard, first, epochs, edge)
         while chunk.is_full and chunk.until.entry < entry:
-            chunk = await self._shared((shard, epochs.current, chunk.until.entry), epochs, edge)
-        if chunk.until > position:
+            chunk = await self._shared(shard, chunk.until.entry, epochs, edge)
+        if chunk.until > position or chunk.is_full:
             return chunk
-        return await self._read(shard, entry, epochs, edge)  # somebody's read of the end, from before it got there
+        return await self._shared(shard, entry, epochs, edge, edge)  # that read of the end was from before it got there
 
-    async def _shared(self, key: _Key, epochs: Epochs, edge: Position) -> Chunk:
-        found = self._chunks.get(key)
-        if found is not None:
-            self._chunks.move_to_end(key)
-            return found
-        task = self._reading.get(key)
-        if task is None:
-            task = asyncio.create_task(self._read(key[0], key[2], epochs, edge))
-            self._reading[key] = task
-            task.add_done_callback(lambda done: self._keep(key, done))
-        return await asyncio.shield(task)  # a reader who leaves must not take the others' read along
+    async def _shared(
+        self, shard: int, first: EntryId, epochs: Epochs, edge: Position, since: Position | None = None
+    ) -> Chunk:
+        fresh_s = HEAD_FRESH_S if since is None else 0.0
+        return await self._chunks.get(
+            (shard, epochs.current, first, since),
+            lambda: self._read(shard, first, epochs, edge),
+            lambda chunk: None if chunk.is_full else fresh_s,
+        )
 
     async def _read(self, shard: int, first: EntryId, epochs: Epochs, edge: Position) -> Chunk:
-        self.reads += 1
+        self._read_count.inc()
         newest, found = await self._source.entries(shard, first, COUNT_MAX)
         entries: list[tuple[EntryId, EntryId]] = []
         items: list[Item] = []
@@ -150,20 +184,3 @@ class Backlog:
         is_full = len(found) == COUNT_MAX
         until = epochs.at(found[-1][0] if found else ZERO)
         return Chunk(entries, items, until if is_full else max(until, edge), newest, is_full=is_full)
-
-    def _keep(self, key: _Key, task: asyncio.Task[Chunk]) -> None:
-        del self._reading[key]
-        if task.cancelled() or task.exception() is not None:
-            return
-        chunk = task.result()
-        self._chunks[key] = chunk
-        self._bytes += chunk.size
-        while self._bytes > CACHE_BYTES_MAX:
-            self._bytes -= self._chunks.popitem(last=False)[1].size
-        if not chunk.is_full:
-            asyncio.get_running_loop().call_later(HEAD_FRESH_S, self._drop, key, chunk)
-
-    def _drop(self, key: _Key, chunk: Chunk) -> None:
-        if self._chunks.get(key) is chunk:
-            del self._chunks[key]
-            self._bytes -= chunk.size

@@ -52,8 +52,8 @@ class Item:
     """A message and its place in the log; its bytes are built at first use and shared by every reader."""
 
     __slots__ = (
-        "_object", "_sse", "applied_us", "correlation", "data", "is_state", "kind", "position", "received_us", "shard",
-        "topic",
+        "_object", "_owed", "_sse", "applied_us", "correlation", "data", "is_state", "kind", "position", "received_us",
+        "shard", "topic",
     )  # fmt: skip
 
     def __init__(
@@ -83,11 +83,20 @@ class Item:
         self.correlation = correlation
         self._sse: bytes | None = None
         self._object: tuple[bytes, bytes] | None = None
+        self._owed: Item | None = None
 
     @property
     def size(self) -> int:
         """Bytes it takes in a ring, about: the data, the two spliced copies, the objects around them."""
         return 3 * len(self.data) + 800
+
+    @property
+    def owed(self) -> "Item":
+        """The same message for a reader to whom states are owed (`core.position.K_OWED`)."""
+        if self._owed is None:
+            place = self.position.owing
+            self._owed = Item(self.shard, place, self.topic, self.kind, self.data, is_state=self.is_state)
+        return self._owed
 
     @property
     def sse(self) -> bytes:

@@ -1,6 +1,6 @@
 """Reading hot state: what REST shows, what a snapshot message shows, and the position it is consistent with."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
 
@@ -12,7 +12,7 @@ from core.errors import Poison
 from core.names import parse_topic
 from core.position import ZERO, EntryId, Position, parse_entry_id
 from core.redis_client import Redis, call, lua
-from gateway.frames import encode_json
+from gateway.frames import Item, encode_json
 
 
 @cache
@@ -71,6 +71,18 @@ def unknown(route: str) -> bytes:
     if topic.is_pattern:
         return encode_json({"match_id": topic.id, "status": "unknown"})
     return encode_json({"match_id": topic.id, "map_id": topic.map_id, "status": "unknown"})
+
+
+def snapshots(state: HotState, routes: Iterable[str], unfinished: Position) -> list[Item]:
+    """Snapshot messages of some topics. Only the last one carries the position of the state, the others `unfinished`:
+    a cursor covers what was sent up to it."""
+    items: list[Item] = []
+    for route in routes:
+        found = [(topic.topic, topic.data) for topic in state.states[route]] or [(route, unknown(route))]
+        items += [Item(state.shard, unfinished, topic, "snapshot", data, is_state=True) for topic, data in found]
+    if items:
+        items[-1].position = state.position
+    return items
 
 
 def _states(route: str, parts: list[Any]) -> list[TopicState]:

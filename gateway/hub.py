@@ -306,8 +306,14 @@ class Hub:
         return found
 
     def covers(self, channel: Channel, shard: int, position: Position) -> bool:
-        """Whether the ring has everything of a channel's shard after `position`."""
-        return all(self.rings[shard].covers(route, position) for route in channel.routes[shard])
+        """Whether the ring has everything of a channel's shard after `position`, and nothing before it is owed."""
+        return not position.is_owing and all(
+            self.rings[shard].covers(route, position) for route in channel.routes[shard]
+        )
+
+    def news(self, channel: Channel, shard: int, position: Position) -> list[Item]:
+        """What the ring has of a channel's shard after a position that it covers, in order."""
+        return self._collect(channel, shard, position) or []
 
     def _collect(self, channel: Channel, shard: int, position: Position) -> list[Item] | None:
         """All messages of a channel's shard after a position, in order; None when the ring does not reach back."""
@@ -333,6 +339,9 @@ class Hub:
         skipped = size = 0
         is_complete = True
         reached = dict(vector)
+        if any(position.is_owing for position in vector.values()):
+            self._chill(subscriber)  # what is in the ring comes later: first the past, then the states owed
+            return
         for shard in channel.routes:
             edge = self.edge[shard]
             if vector[shard] >= edge:

@@ -1,11 +1,13 @@
 """Joining a reader to the live stream without gap or repeat, and telling it honestly how that went.
 
 Without a cursor: one atomic read per shard gives the hot state and the position it belongs to; live messages continue
-strictly after that. With a cursor, three tiers, by the same position:
+strictly after that. With a cursor, four tiers, by the same position:
 
     ring        the process's own memory of the last messages: no I/O at all
     updates:    the output log in Redis, in shared chunks (`gateway.backlog`)
     hot state   when the log no longer reaches back: what a topic is now, and when it last changed
+    archive     ClickHouse, which has every event but no states (`gateway.past`); what it gives is sent while the reader
+                takes it, and the newest states follow at the end (`gateway.feeder`)
 
 Verdicts, per topic, never better than the truth:
 
@@ -15,8 +17,10 @@ Verdicts, per topic, never better than the truth:
     snapshot    no cursor was given
 
 Behind a trimmed log a topic is still `complete` when its hot state says that nothing concerned it since the cursor,
-and a poll is `conflated`, because it has only state messages. Match events are lost to this module then: they are in
-ClickHouse, and a third reader of ranges belongs where `_judge_lost` gives up.
+and a poll is `conflated`, because it has only state messages. Match events come from the archive then. It is believed
+only where it provably has everything: its committed position lies at or beyond the first entry that Redis still has,
+and the cursor is younger than what the table's TTL may have deleted. It is asked for the first chunk before a verdict
+is given: an archive that does not answer is a `reset`.
 """
 
 import asyncio
@@ -34,6 +38,8 @@ from gateway.channel import NOTHING, Channel, Vector
 from gateway.frames import Item
 from gateway.hot_state import HotState
 from gateway.hub import Hub
+from gateway.pace import Pace
+from gateway.past import Away, Past
 from gateway.source import Source
 from gateway.tail import Tails
 
@@ -78,7 +84,9 @@ class Plan(Struct):
 class Resumer:
     """Makes plans. Holds no reader."""
 
-    def __init__(self, source: Source, hub: Hub, tails: Tails, backlog: Backlog) -> None:
+    def __init__(self, source: Source, hub: Hub, tails: Tails, backlog: Backlog, past: Past, pace: Pace) -> None:
+        self._past = past
+        self._pace = pace
         self._source = source
         self._hub = hub
         self._tails = tails
@@ -100,6 +108,7 @@ class Resumer:
                 while True:
                     try:
                         plan = await self._plan(channel, cursor)
+                        await self._pace.turn()
                     except _Stale:
                         await asyncio.sleep(AGREE_S)
                         continue
@@ -129,23 +138,14 @@ class Resumer:
     # -- without a usable position
 
     async def _snapshot(self, channel: Channel, shard: int, plan: Plan, verdict: Verdict) -> None:
-        state = await self._state(shard, channel.routes[shard])
+        state = await self.state(shard, channel.routes[shard])
         self._add_snapshots(channel, state, plan, dict.fromkeys(channel.routes[shard], verdict))
 
     def _add_snapshots(self, channel: Channel, state: HotState, plan: Plan, verdicts: dict[str, Verdict]) -> None:
         """Start a shard at a read of hot state, with snapshots of all topics but those that are `complete`."""
-        items: list[Item] = []
-        for route, verdict in verdicts.items():
-            plan.verdicts[route] = verdict
-            if verdict.resume == "complete":
-                continue
-            found = [(topic.topic, topic.data) for topic in state.states[route]]
-            for topic, data in found or [(route, hot_state.unknown(route))]:
-                # Only the last one of a shard carries its position: a cursor covers what was sent up to it.
-                items.append(Item(state.shard, NOTHING, topic, "snapshot", data, is_state=True))
-        if items:
-            items[-1].position = state.position
-        plan.snapshots.extend(items)
+        plan.verdicts.update(verdicts)
+        routes = [route for route, verdict in verdicts.items() if verdict.resume != "complete"]
+        plan.snapshots.extend(hot_state.snapshots(state, routes, NOTHING))
         plan.vector[state.shard] = state.position
 
     # -- with a position
@@ -155,10 +155,12 @@ class Resumer:
         if self._is_live(channel, shard, position):
             plan.verdicts.update(dict.fromkeys(routes, Verdict("complete")))
             return
-        state = await self._state(shard, routes, beyond=position)
+        state = await self.state(shard, routes, beyond=position)
         if not state.epochs.holds(position) or position.entry > state.last_id:  # rolled back, invented, or NOTHING
             self._add_snapshots(channel, state, plan, dict.fromkeys(routes, Verdict("reset")))
-        elif self._hub.covers(channel, shard, position) or await self._read_past(channel, state, plan):
+        elif self._hub.covers(channel, shard, position) or (
+            not position.is_owing and await self._read_past(channel, state, plan)
+        ):
             plan.verdicts.update(dict.fromkeys(routes, Verdict("complete")))
         else:
             await self._judge_lost(channel, shard, plan)
@@ -191,25 +193,47 @@ class Resumer:
         return True
 
     async def _judge_lost(self, channel: Channel, shard: int, plan: Plan) -> None:
-        """The log was trimmed past the position: what can hot state still prove, topic by topic?"""
+        """The log was trimmed past the position: what can hot state still prove, topic by topic, and the archive?
+
+        Also for a reader to whom states are owed: what it has is complete in events only.
+        """
         routes, position = channel.routes[shard], plan.vector[shard]
-        state = await self._state(shard, routes)
+        state = await self.state(shard, routes)
         lost = Verdict("reset", _rfc3339(position.ms), _rfc3339(state.position.ms))
         verdicts: dict[str, Verdict] = {}
         for route in routes:
             topics = state.states[route]
-            if topics and all(passed(position, topic.entry) for topic in topics):
-                verdicts[route] = Verdict("complete")
-            elif topics and (route.startswith("poll.") or all(topic.entry <= position.entry for topic in topics)):
+            if topics and all(passed(position.settled, topic.entry) for topic in topics):
+                verdicts[route] = Verdict("conflated" if position.is_owing else "complete")
+            elif route.startswith("poll.") or (topics and all(topic.entry <= position.entry for topic in topics)):
                 # A poll has only states; and of one input the event itself comes first, only states after it.
                 verdicts[route] = Verdict("conflated")
             else:
                 verdicts[route] = lost
-        self._add_snapshots(channel, state, plan, verdicts)
+        if lost in verdicts.values() and await self._is_kept(channel, state, position):
+            plan.verdicts.update(dict.fromkeys(routes, Verdict("conflated")))
+            plan.vector[shard] = position.owing
+            plan.is_cold = True
+        else:
+            self._add_snapshots(channel, state, plan, verdicts)
+
+    async def _is_kept(self, channel: Channel, state: HotState, position: Position) -> bool:
+        """Whether every event after the position can be had, from the archive and then from the output log."""
+        shard, epochs = state.shard, state.epochs
+        chunk = await self._backlog.chunk(shard, position.settled, epochs, self._hub.edge[shard])
+        if chunk.is_whole_for(position.settled):
+            return True
+        try:
+            if not await self._past.vouches(shard, position, chunk.follows(position.settled)):
+                return False
+            await self._past.chunk(shard, channel.routes[shard], position, epochs)
+        except Away:
+            return False
+        return True
 
     # -- shared reads
 
-    async def _state(self, shard: int, routes: tuple[str, ...], beyond: Position | None = None) -> HotState:
+    async def state(self, shard: int, routes: tuple[str, ...], beyond: Position | None = None) -> HotState:
         """Hot state, read once for all who want the same at the same time.
 
         A read that was under way may be older than a cursor from another gateway (`beyond`): then there is another.

@@ -25,6 +25,8 @@ from gateway.feeder import Feeder
 from gateway.frames import Item, Wire, control
 from gateway.hub import Hub, Sink, Subscriber
 from gateway.meter import Meter
+from gateway.pace import Pace
+from gateway.past import Past
 from gateway.resume import COMPLETE_BYTES, Plan, Resumer, Verdict
 from gateway.source import Source
 from gateway.subscription import Subscription
@@ -79,11 +81,16 @@ class Service:
         )
         self.tails = Tails(source, self.hub, interval_s=interval_s, on_news=self.flush_soon)
         self._backlog = Backlog(source)
-        self._resumer = Resumer(source, self.hub, self.tails, self._backlog)
+        self._past = Past(source)
+        pace = Pace()
+        self._resumer = Resumer(source, self.hub, self.tails, self._backlog, self._past, pace)
         self._feeder = Feeder(
             self.hub,
             self.tails,
             self._backlog,
+            self._past,
+            self._resumer.state,
+            pace,
             chunk_bytes=self.high_water,
             lag_max_s=settings.lag_max_s,
             on_lost=lambda subscriber: subscriber.sink.dismiss(),
@@ -231,6 +238,8 @@ class Service:
         for close in self.at_stop:
             await close()
         await self._feeder.stop()
+        await self._backlog.stop()
+        await self._past.stop()
         await self.tails.stop()
         self.source.close()
 

@@ -1,20 +1,26 @@
-"""Where everything that is sent comes from: the output log and hot state of one log, as the gateway reads them.
+"""Where everything that is sent comes from: the output log and hot state of one log, and the archive behind them.
 
-`Source` is the seam between the gateway's logic and Redis. The tests run the whole logic against a log in memory,
-under a virtual clock, with trimming, rollbacks and outages at will; `RedisSource` is tested against a real server.
+`Source` is the seam between the gateway's logic and its servers. The tests run the whole logic against a log in memory,
+under a virtual clock, with trimming, rollbacks and outages at will; `RedisSource` is tested against real servers.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol, TypeVar
 
+from clickhouse import past
+from clickhouse.client import ClickHouse
+from clickhouse.past import PastEvent
 from core import keys
-from core.errors import Poison
+from core.errors import Poison, Retry
 from core.position import ZERO, EntryId, parse_entry_id
 from core.redis_client import Redis, call
 from core.redis_wire import WireConnection
 from core.updates import Outlined, Update, decode_update, outline_update
 from gateway import hot_state
 from gateway.hot_state import HotState
+
+PAST_TIMEOUT_S = 5.0
+"""Bound of one question to the archive: a reader who waits to join is asked to come back after ten."""
 
 Entries = list[tuple[EntryId, Update | None]]
 """Entries of an output log, in order; None for one that cannot be decoded."""
@@ -41,13 +47,25 @@ class Source(Protocol):
     def close(self) -> None:
         """Nobody follows any more."""
 
+    async def archived(self, shard: int) -> EntryId:
+        """All events up to here are in the archive and have been published, as of one moment."""
+
+    async def past(
+        self, shard: int, match_id: str, first: EntryId, rows: int, bytes_max: int
+    ) -> tuple[list[PastEvent], bool]:
+        """See `clickhouse.past.past_events`. May raise Fatal, too."""
+
+    async def kept_since_ms(self, now_ms: int) -> int:
+        """See `clickhouse.past.kept_since_ms`. May raise Fatal, too."""
+
 
 class RedisSource:
-    """The log in Redis."""
+    """The log in Redis, and its past in ClickHouse where there is one."""
 
-    def __init__(self, client: Redis) -> None:
+    def __init__(self, client: Redis, clickhouse: ClickHouse | None = None) -> None:
         self._client = client
         self._followers: dict[int, WireConnection] = {}
+        self._clickhouse = clickhouse
 
     async def state(self, shard: int, routes: Sequence[str] = ()) -> HotState:
         """See `Source`."""
@@ -76,6 +94,31 @@ class RedisSource:
         """See `Source`."""
         for follower in self._followers.values():
             follower.close()
+
+    async def archived(self, shard: int) -> EntryId:
+        """See `Source`."""
+        pipe = self._client.pipeline(transaction=True)
+        pipe.hget(keys.archive(shard, "events"), "committed")
+        pipe.hget(keys.progress(shard), "last_id")
+        committed, applied = (parse_entry_id(raw) if raw else ZERO for raw in await call(pipe.execute()))
+        return min(committed, applied)
+
+    async def past(
+        self, shard: int, match_id: str, first: EntryId, rows: int, bytes_max: int
+    ) -> tuple[list[PastEvent], bool]:
+        """See `Source`."""
+        return await past.past_events(
+            self._archive(), shard, match_id, first, rows=rows, bytes_max=bytes_max, timeout_s=PAST_TIMEOUT_S
+        )
+
+    async def kept_since_ms(self, now_ms: int) -> int:
+        """See `Source`."""
+        return await past.kept_since_ms(self._archive(), now_ms, timeout_s=PAST_TIMEOUT_S)
+
+    def _archive(self) -> ClickHouse:
+        if self._clickhouse is None:
+            raise Retry("there is no archive")
+        return self._clickhouse
 
 
 def _pairs(flat: list[bytes]) -> dict[bytes, bytes]:

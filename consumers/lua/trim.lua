@@ -5,6 +5,9 @@
 -- ARGV[1] oldest ms of events kept   ARGV[2] oldest ms of updates kept
 -- Returns {events removed, updates removed}.
 --
+-- The output log waits for the archive of the events, too: a reader who comes from further back than it reaches gets the
+-- events from there, and between the two there must be no hole.
+--
 -- Atomic with reading the positions, so a reader that is set back meanwhile never finds its entries gone. Without an
 -- archive position nothing is trimmed: a missing or slow archive must not lose events. What the archive has put on disk
 -- (`spilled`, which is there while it is ahead of `committed`) it does not need here any more.
@@ -24,7 +27,7 @@ local removed = {0, 0}
 if applied and archived then
   removed[1] = redis.call('XTRIM', KEYS[1], 'MINID', '~', lower(lower(applied, archived), ARGV[1] .. '-0'))
 end
-if derived then
-  removed[2] = redis.call('XTRIM', KEYS[2], 'MINID', '~', lower(derived, ARGV[2] .. '-0'))
+if derived and archived then
+  removed[2] = redis.call('XTRIM', KEYS[2], 'MINID', '~', lower(lower(derived, archived), ARGV[2] .. '-0'))
 end
 return removed

@@ -323,7 +323,9 @@ async def test_trimming_never_passes_a_reader(settings: Settings, log: LogWriter
         await running.workers[shard]._housekeeping()
         assert log.client.xlen(keys.events(shard)) == 1001, "no archive position: nothing may go"
         log.client.hset(keys.archive(shard, "events"), "committed", ids[499])
+        before = log.client.xlen(keys.updates(shard))
         await running.workers[shard]._housekeeping()
+        assert log.client.xlen(keys.updates(shard)) == before, "nor of the output log, before both are archived"
     left: Any = log.client.xrange(keys.events(shard))
     assert parse_entry_id(left[0][0]) <= parse_entry_id(ids[500])
     assert len(left) < 1000

@@ -32,3 +32,16 @@ def test_what_is_no_entry_id_is_poison(raw: bytes) -> None:
 def test_position_of_a_whole_entry_lies_after_each_of_its_messages() -> None:
     assert Position(1, 5, 0, 3) < Position(1, 5, 0, K_ALL) < Position(1, 5, 1, 1)
     assert Position(1, 5, 0, 3).entry == EntryId(5, 0)
+
+
+@pytest.mark.parametrize("k", [0, 1, 3, 32_000, K_ALL])
+def test_debt_is_part_of_a_position_and_can_be_taken_off(k: int) -> None:
+    place = Position(2, 1700, 4, k)
+    owing = place.owing
+    assert owing.is_owing
+    assert not place.is_owing
+    assert owing.owing == owing
+    assert owing.settled == place
+    assert place.settled == place
+    assert place <= owing or k == K_ALL, "after all that this input gave up to k"
+    assert owing.entry == place.entry

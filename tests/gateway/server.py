@@ -103,7 +103,7 @@ class Gateway:
         async with clients(self._settings) as (client, clickhouse):
             identity = await find_log(client, self._settings, self._stop)
             assert identity is not None
-            self.service = Service(self._settings, RedisSource(client), *identity, sender(self._settings))
+            self.service = Service(self._settings, RedisSource(client, clickhouse), *identity, sender(self._settings))
             await serve_readers(self.service, client, clickhouse, self._listener, self._stop)
 
     async def _serve_plain(self) -> None:

@@ -1,7 +1,8 @@
 """The gateway's whole logic in a world in memory: hundreds of seeded scenarios, and mutants that they must catch."""
 
+import asyncio
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Iterator, Sequence
 from typing import Any
 from unittest.mock import patch
 
@@ -9,10 +10,11 @@ import pytest
 import structlog
 
 from core.epochs import Epochs
-from core.position import Position
+from core.position import EntryId, Position
 from gateway import conflate, feeder, hub
 from gateway.backlog import Chunk
 from gateway.frames import Item
+from gateway.past import Past, PastChunk
 from gateway.ring import Ring, _Line
 from tests.gateway.simulation.client import Broken
 from tests.gateway.simulation.scenario import play
@@ -97,7 +99,37 @@ def _never_resets(*_: Any) -> bool:
     return True
 
 
-MUTANTS: dict[str, list[tuple[Any, str, Callable[..., Any]]]] = {
+def _vouch_for_everything(*_: Any) -> Awaitable[bool]:
+    """Believes the archive wherever it is, and whatever it has forgotten."""
+    future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+    future.set_result(True)
+    return future
+
+
+def _since_ever(*_: Any) -> Awaitable[int]:
+    """Never notices that rows came of age."""
+    future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    future.set_result(0)
+    return future
+
+
+def _owe_nothing(self: Position) -> Position:
+    """Forgets the states that a reader fed from the archive has not got."""
+    return self
+
+
+_past_read = Past._read
+
+
+async def _read_one_page(
+    self: Past, shard: int, match_id: str, first: EntryId, epochs: Epochs, reach: EntryId
+) -> PastChunk:
+    """Takes a page of the archive for all of it."""
+    chunk = await _past_read(self, shard, match_id, first, epochs, reach)
+    return PastChunk(chunk.items, epochs.at(reach), is_full=False)
+
+
+MUTANTS: dict[str, list[tuple[Any, str, Any]]] = {
     "one message dropped when the ring wraps": [(Ring, "_drop_oldest", _drop_without_telling)],
     "resume begins one too late": [(_Line, "after", _after_and_one_more)],
     "resume begins one too early": [(_Line, "after", _after_and_the_last_again)],
@@ -105,6 +137,10 @@ MUTANTS: dict[str, list[tuple[Any, str, Callable[..., Any]]]] = {
     "state not conflated": [(hub, "take", _take_everything), (feeder, "take", _take_everything)],
     "event conflated": [(hub, "take", _take_events_for_states), (feeder, "take", _take_events_for_states)],
     "rolled-back position believed": [(Epochs, "holds", _never_resets)],
+    "archive believed beyond what it has": [(Past, "vouches", _vouch_for_everything)],
+    "archive believed when it has forgotten": [(Past, "kept_since_ms", _since_ever)],
+    "states owed forgotten": [(Position, "owing", property(_owe_nothing))],
+    "page of the archive taken for all of it": [(Past, "_read", _read_one_page)],
 }
 
 

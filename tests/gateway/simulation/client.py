@@ -1,5 +1,6 @@
 """A simulated client: reads at its own speed, dies, comes back with its cursor, and checks every promise it got."""
 
+import asyncio
 import json
 import random
 from typing import Any
@@ -35,6 +36,7 @@ class Connection:
         self.was_paused = False
         self.slot = 0
         self.edges: Vector = {}
+        self.news = asyncio.Event()
 
     def write(self, data: bytes) -> None:
         if self.is_closing:
@@ -45,6 +47,7 @@ class Connection:
             self._check_conflated(data)
         self.was_paused = False
         self._buffer.append(data)
+        self.news.set()
         self._size += len(data)
         if self._size > self._service.high_water:
             self.is_paused = self.was_paused = True
@@ -53,13 +56,12 @@ class Connection:
 
     def close(self, code: int, reason: str) -> None:
         self.is_closing = True
+        self.news.set()
 
     def dismiss(self) -> None:
-        if self.is_paused:
-            self.is_closing = True
-            return
-        self.write(bye("text"))
-        self.is_closing = True
+        if not self.is_paused:
+            self.write(bye("text"))
+        self.close(1012, "")
 
     def beat(self, now: float) -> None:
         if self.subscriber is not None:
@@ -76,6 +78,12 @@ class Connection:
             self.is_paused = False
             if self.subscriber is not None:
                 self._service.resume(self.subscriber)
+
+    async def readable(self) -> None:
+        """Wait until there is something to read, or the end."""
+        if not (self._buffer or self.is_closing):
+            self.news.clear()
+            await self.news.wait()
 
     @property
     def is_over(self) -> bool:
@@ -148,7 +156,7 @@ class Client:
             known = self._world.shards[self._world.shard_of(topic)]
             position = before[self._world.shard_of(topic)]
             is_good = known.table.holds(position) and position.entry <= known.last_id
-            if is_good and position.entry > known.lost_until and verdict.resume == "reset":
+            if is_good and verdict.resume == "reset" and self._world.has_events_after(known, position):
                 raise Broken(f"client {self.name}: reset of {topic} although nothing was lost")
 
     # -- receiving
@@ -208,10 +216,16 @@ class Client:
         """It must be what the oracle knows at the position that the last one of the shard carries."""
         topic = message["topic"]
         shard = self._world.shard_of(topic)
+        before = dict(self._stand or {})
         self.cursor = message["id"]
         position = self.position()
         assert position is not None
         assert self._stand is not None
+        if shard in before and position[shard].epoch:  # it goes on from a cursor: no event may be passed over
+            self._pass(shard, before[shard], position[shard])
+            for kind, n in message["data"].get("newest", {}).items():
+                if n < self._states.get((topic, kind), 0):
+                    raise Broken(f"snapshot of {topic} went back from {kind} {self._states[topic, kind]} to {n}")
         newest = message["data"].get("newest", {})
         for key in [key for key in self._states if key[0] == topic]:
             del self._states[key]
@@ -250,20 +264,24 @@ class Client:
             if shard not in before:
                 continue
             low = before[shard]
-            if position < low:
-                raise Broken(f"cursor went back in shard {shard}")
-            known = self._world.shards[shard]
-            if not (known.table.holds(low) and known.table.holds(position)):
-                continue  # a rolled-back part: what it held is nobody's truth any more
-            for told in self._world.between(self._topics(shard), shard, low, position):
-                if told.is_state or not self._wants(told.kind, False):
-                    continue
-                if told.n not in self._events:
-                    raise Broken(f"client {self.name}: event {told.n} at {told.position} was passed over")
+            self._pass(shard, low, position)
         for shard, position in after.items():
             if shard in before:
                 before[shard] = position
         self._stand = before
+
+    def _pass(self, shard: int, low: Position, high: Position) -> None:
+        low, high = low.settled, high.settled
+        if high < low:
+            raise Broken(f"cursor went back in shard {shard} from {low} to {high}")
+        known = self._world.shards[shard]
+        if not (known.table.holds(low) and known.table.holds(high)):
+            return  # a rolled-back part: what it held is nobody's truth any more
+        for told in self._world.between(self._topics(shard), shard, low, high):
+            if told.is_state or not self._wants(told.kind, False):
+                continue
+            if told.n not in self._events:
+                raise Broken(f"client {self.name}: event {told.n} at {told.position} was passed over")
 
     # -- in the end
 

@@ -8,17 +8,19 @@ from unittest.mock import patch
 
 from core.errors import Retry
 from core.settings import Settings
-from gateway import backlog, resume, service
+from gateway import backlog, past, resume, service, wheel
 from gateway.ring import Ring
 from gateway.service import Service
 from gateway.subscription import Subscription, subscription
 from tests.gateway.simulation.client import Broken, Client
 from tests.gateway.simulation.virtual_time import run
-from tests.gateway.simulation.world import LOG_ID, World
+from tests.gateway.simulation.world import LOG_ID, Shard, World
 
 TOPICS = ("poll.a", "poll.b", "match.m1.1", "match.m1.2", "match.m1.series", "match.m2.1")
 WANTED = (*TOPICS, "match.m1.*", "match.m2.*", "poll.never")
 STEPS = 60
+ACTIONS = ("apply", "burst", "sleep", "trim", "archive", "forget", "archive outage", "outage", "restart")
+WEIGHTS = (50, 10, 25, 6, 4, 1, 2, 3, 3)
 SETTLE_S = 60.0
 
 
@@ -35,6 +37,9 @@ def _small(rng: random.Random) -> Iterator[None]:
     complete = rng.choice((300, 2000, 20_000))
     with (
         patch.object(backlog, "COUNT_MAX", rng.choice((2, 3, 7, 50))),
+        patch.object(past, "ROWS_MAX", rng.choice((2, 3, 7, 50))),
+        patch.object(past, "KEPT_FRESH_S", 1.0),
+        patch.object(wheel, "SLOTS", 8),  # most of the time of a scenario would be the wheel's
         patch.object(resume, "COMPLETE_BYTES", complete),
         patch.object(service, "COMPLETE_BYTES", complete),
     ):
@@ -67,7 +72,10 @@ class _Scenario:
             for task in tasks:
                 if task.done():
                     task.result()
-        self._is_settling, world.is_down = True, False
+        self._is_settling, world.is_down, world.is_archive_down = True, False, False
+        for client in clients:
+            if client.connection is not None:
+                client.connection.news.set()
         await self._settle(clients, tasks)
         for task in tasks:
             task.cancel()
@@ -108,7 +116,7 @@ class _Scenario:
     async def _act(self) -> None:
         rng, world = self._rng, self._world
         shard = rng.choice(world.shards)
-        match rng.choices(("apply", "burst", "sleep", "trim", "outage", "restart"), (50, 10, 25, 6, 3, 3))[0]:
+        match rng.choices(ACTIONS, WEIGHTS)[0]:
             case "apply":
                 self._apply()
             case "burst":
@@ -117,7 +125,14 @@ class _Scenario:
             case "sleep":
                 await asyncio.sleep(rng.choice((0.001, 0.1, 1, 8)))
             case "trim":
-                world.trim(shard, rng.randint(0, 8))
+                self._trim(shard)
+            case "archive":
+                world.archive(shard, shard.last_id)
+            case "forget":
+                world.forget()
+            case "archive outage":
+                world.is_archive_down = not world.is_archive_down
+                world.disturb()
             case "outage":
                 await self._outage()
             case "restart":
@@ -129,6 +144,13 @@ class _Scenario:
         first = rng.choice(TOPICS)
         others = [topic for topic in TOPICS if world.shard_of(topic) == world.shard_of(first)]
         world.apply([first, *rng.choices(others, k=rng.choice((0, 0, 1, 3)))])
+
+    def _trim(self, shard: Shard) -> None:
+        """Behind the archive, as the consumers do it, or for once ahead of it."""
+        keep = self._rng.randint(0, 8)
+        if self._rng.random() < 0.8 and len(shard.entries) > keep:
+            self._world.archive(shard, shard.entries[len(shard.entries) - keep - 1][0])
+        self._world.trim(shard, keep)
 
     async def _outage(self, lose: int | None = None) -> None:
         world = self._world
@@ -158,6 +180,7 @@ class _Scenario:
             connection = client.connection
             assert connection is not None
             while not connection.is_over:
+                await connection.readable()
                 await asyncio.sleep(pace[0])
                 connection.drain(pace[1])
                 if not self._is_settling and rng.random() < 0.02:

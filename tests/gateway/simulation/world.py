@@ -2,11 +2,13 @@
 
 import asyncio
 import random
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import msgspec
 
+from clickhouse.past import PastEvent
 from core.epochs import Epochs
 from core.errors import Retry
 from core.names import shard_of
@@ -16,7 +18,17 @@ from gateway.hot_state import HotState, TopicState
 from gateway.source import Entries, News
 
 LOG_ID = "sim"
+FORGETS_AFTER_S = 5.0
+"""Age is told before it takes effect; what a gateway keeps in mind of it is younger."""
+
+UNEASY_S = 15.0
+"""A reader may wait so long to join, so what held until then counts for it."""
+
 KINDS = ("tally", "state")
+
+
+def _id(entry: tuple[EntryId, Update]) -> EntryId:
+    return entry[0]
 
 
 @dataclass
@@ -44,6 +56,12 @@ class Shard:
     changed: dict[str, EntryId] = field(default_factory=dict)
     lost_until: EntryId = ZERO
     """Newest entry that was trimmed."""
+    inputs: list[tuple[str, PastEvent]] = field(default_factory=list)
+    """(match id, event) of the input log."""
+    rows: list[tuple[str, PastEvent]] = field(default_factory=list)
+    """The same in the archive, which rolls nothing back."""
+    committed: EntryId = ZERO
+    """How far the input log is archived."""
     news: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -58,6 +76,11 @@ class World:
         self.rng = rng
         self.shards = [Shard() for _ in range(shards)]
         self.is_down = False
+        self.is_archive_down = False
+        self.kept_ms = 0
+        """The archive has forgotten what is older."""
+        self.uneasy_at = 0.0
+        """When something last happened that may cost events."""
         self._ms = 10_000
         self._n = 0
         self._epoch = 1
@@ -93,6 +116,9 @@ class World:
                 messages.append(Message(topic, kind, is_state, entry.ms, entry.seq, k, data, 0, ""))
                 place = Position(epoch, entry.ms, entry.seq, k)
                 shard.told.append(Told(topic, kind, is_state, place, self._n))
+                if not is_state:
+                    _, match_id, map_id = topic.split(".")
+                    shard.inputs.append((match_id, PastEvent(epoch, entry, map_id, kind, data)))
             shard.changed[topic] = entry
         if messages:
             shard.entries.append((entry, Update(epoch, first, previous, 0, messages, [])))
@@ -102,18 +128,53 @@ class World:
 
     def trim(self, shard: Shard, keep: int) -> None:
         """Keep only the newest entries."""
+        self.disturb()
         gone, shard.entries = shard.entries[: len(shard.entries) - keep], shard.entries[len(shard.entries) - keep :]
         if gone:
             shard.lost_until = gone[-1][0]
 
+    def archive(self, shard: Shard, entry: EntryId) -> None:
+        """Archive everything up to an entry."""
+        shard.rows += [row for row in shard.inputs if shard.committed < row[1].entry <= entry]
+        shard.rows.sort(key=lambda row: (row[1].entry, row[1].epoch))
+        shard.committed = max(shard.committed, entry)
+
+    def forget(self) -> None:
+        """The archive's oldest rows have come of age."""
+        self.disturb()
+        self.kept_ms = self.rng.randint(self.kept_ms, max(self.kept_ms, self._ms))
+        asyncio.get_running_loop().call_later(FORGETS_AFTER_S, self._delete_rows, self.kept_ms)
+
+    def _delete_rows(self, kept_ms: int) -> None:
+        for shard in self.shards:
+            shard.rows = [row for row in shard.rows if row[1].entry.ms >= kept_ms]
+
+    def disturb(self) -> None:
+        """From now on events may be lost that were there a moment ago."""
+        self.uneasy_at = asyncio.get_running_loop().time()
+
+    def has_events_after(self, shard: Shard, position: Position) -> bool:
+        """Whether a gateway can get every event after a position, from one place or another."""
+        if position.entry > shard.lost_until:
+            return True
+        return (
+            not self.is_archive_down
+            and shard.committed >= shard.lost_until
+            and position.ms >= self.kept_ms
+            and asyncio.get_running_loop().time() - self.uneasy_at > UNEASY_S
+        )
+
     def restart(self, shard: Shard, lose: int) -> None:
         """The server restarts, having lost its newest entries; a new epoch begins."""
+        self.disturb()
         keep = max(0, len(shard.entries) - lose)
         if keep < len(shard.entries):
             shard.entries = shard.entries[:keep]
             shard.updates_id = shard.entries[-1][0] if shard.entries else max(shard.lost_until, ZERO)
             shard.last_id = shard.updates_id
             shard.told = [told for told in shard.told if told.position.entry <= shard.last_id]
+            shard.inputs = [row for row in shard.inputs if row[1].entry <= shard.last_id]
+            shard.committed = min(shard.committed, shard.last_id)
             shard.changed = {}
             for told in shard.told:
                 shard.changed[told.topic] = told.position.entry
@@ -137,28 +198,48 @@ class World:
     async def entries(self, shard: int, first: EntryId, count: int) -> tuple[EntryId, Entries]:
         await self._pause()
         known = self.shards[shard]
-        found: Entries = [(entry, update) for entry, update in known.entries if entry >= first]
-        return known.updates_id, found[:count]
+        start = bisect_left(known.entries, first, key=_id)
+        return known.updates_id, list(known.entries[start : start + count])
 
     async def follow(self, shard: int, after: EntryId, count: int, wait_s: float) -> News:
         deadline = asyncio.get_running_loop().time() + wait_s
         known = self.shards[shard]
         while True:
             await self._pause()
-            found: Entries = [(entry, update) for entry, update in known.entries if entry > after]
-            if found:
-                return found[:count]
-            left_s = deadline - asyncio.get_running_loop().time()
-            if left_s <= 0:
+            start = bisect_right(known.entries, after, key=_id)
+            if found := known.entries[start : start + count]:
+                return list(found)
+            if asyncio.get_running_loop().time() >= deadline:
                 return []
             known.news = asyncio.Event()
             try:
-                await asyncio.wait_for(known.news.wait(), left_s)
+                async with asyncio.timeout_at(deadline):
+                    await known.news.wait()
             except TimeoutError:
                 return []
 
     def close(self) -> None:
         """Nothing is open."""
+
+    async def archived(self, shard: int) -> EntryId:
+        await self._pause()
+        return self.shards[shard].committed
+
+    async def past(
+        self, shard: int, match_id: str, first: EntryId, rows: int, bytes_max: int
+    ) -> tuple[list[PastEvent], bool]:
+        await self._ask_archive()
+        found = [event for of, event in self.shards[shard].rows if of == match_id and event.entry >= first]
+        return found[:rows], len(found) >= rows
+
+    async def kept_since_ms(self, now_ms: int) -> int:
+        await self._ask_archive()
+        return self.kept_ms
+
+    async def _ask_archive(self) -> None:
+        await asyncio.sleep(self.rng.choice((0, 0.002, 0.1)))
+        if self.is_archive_down:
+            raise Retry("the archive is away")
 
     async def _pause(self) -> None:
         """A network: anything may happen before the answer is there."""
