@@ -95,6 +95,7 @@ class Settings(Struct, frozen=True):
     io_uring: Literal["auto", "off"] = "auto"  # auto: one system call for all sockets of a topic, where it is allowed
     ring_max_mb: Annotated[int, Meta(ge=1)] = 64  # messages kept for resuming, per shard and process
     subscriber_high_water_kb: Annotated[int, Meta(ge=1)] = 64  # unsent bytes above which a subscriber is lagging
+    gateway_max_buffer_mb: Annotated[int, Meta(ge=8)] = 256  # unsent and catching up, all readers of a process
     lag_max_s: Seconds = 30.0  # lagging longer than this is an eviction
     replays_max: Annotated[int, Meta(ge=1)] = 32  # sent at once per process (each holds up to 4 MB); beyond it 503
     drain_s: Seconds = 5.0  # SIGTERM: connections are closed over this time

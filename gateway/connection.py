@@ -48,6 +48,15 @@ class Connection(asyncio.Protocol):
         """See `gateway.hub.Sink`."""
         return self.transport.is_closing()
 
+    @property
+    def unsent(self) -> int:
+        """See `gateway.wheel`."""
+        return self.transport.get_write_buffer_size()
+
+    def close(self, code: int, reason: str) -> None:
+        """See `gateway.hub.Sink`."""
+        raise NotImplementedError
+
     def write(self, data: bytes) -> None:
         """See `gateway.hub.Sink`."""
         if self.fd >= 0:

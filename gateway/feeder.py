@@ -208,6 +208,8 @@ class Feeder:
         return asyncio.get_running_loop().time()
 
     async def _drained(self, subscriber: Subscriber) -> bool:
+        if subscriber.sink.is_closing:
+            return False
         if not subscriber.sink.is_paused:
             await asyncio.sleep(0)  # others first
             return subscriber.state is State.COLD

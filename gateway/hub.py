@@ -26,6 +26,7 @@ from core.position import Position
 from gateway.audience import SendAll, write_all
 from gateway.channel import Channel, Vector
 from gateway.conflate import take
+from gateway.frame_cache import FrameCache
 from gateway.frames import Item, Wire
 from gateway.meter import Meter
 from gateway.ring import M, Ring
@@ -126,6 +127,8 @@ class Hub:
         self._dirty: dict[Channel, None] = {}
         self._behind: dict[Subscriber, None] = {}
         self._paused: dict[Subscriber, None] = {}
+        self.frames = FrameCache()
+        """Of what was written to readers who catch up."""
         self._stirred = False  # somebody behind can be served: news, room in the transport, or more of the same
         self._last_flush = float("-inf")
 
@@ -213,6 +216,11 @@ class Hub:
         self._behind.pop(subscriber, None)
         subscriber.state = State.PAUSED
         self._paused[subscriber] = None
+
+    @property
+    def paused(self) -> int:
+        """How many subscribers' transports are full."""
+        return len(self._paused)
 
     def resume(self, subscriber: Subscriber) -> None:
         """The sink has drained: what it missed goes out with the next flush."""
@@ -369,7 +377,7 @@ class Hub:
     def _write(self, subscriber: Subscriber, items: list[Item], reached: Vector, skipped: int) -> None:
         channel = subscriber.channel
         assert subscriber.vector is not None
-        frame = channel.join(channel.encode(items, subscriber.vector)) if items else b""
+        frame = self.frames.joined(channel, items, subscriber.vector) if items else b""
         subscriber.vector = reached  # before the write, which may pause it
         if frame:
             subscriber.sink.write(frame)
@@ -425,6 +433,7 @@ class Hub:
                 self.evict(subscriber, "seconds", now)
         for ring in self.rings:
             ring.sweep(now)
+        self.frames.clear()
 
     def evict(self, subscriber: Subscriber, reason: str, now: float) -> None:
         """Close a subscriber that is too slow. Its cursor stays good."""

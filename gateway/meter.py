@@ -44,7 +44,7 @@ class Meter:
         self._sent: dict[tuple[str, bool], Counter] = {}
         for verdict in ("complete", "conflated", "reset", "snapshot"):
             RESUMES.labels(verdict)  # a series that starts at zero can be alarmed on
-        for reason in ("seconds", "bytes", "replay"):
+        for reason in ("seconds", "bytes", "memory", "replay"):
             EVICTIONS.labels(reason)
         for transport in set(TRANSPORTS.values()):
             CONNECTIONS.labels(transport)

@@ -53,6 +53,16 @@ class Outbox:
         """See `gateway.hub.Sink`."""
         return self.end is not None
 
+    @property
+    def unsent(self) -> int:
+        """See `gateway.wheel`."""
+        return self._size
+
+    def cut(self) -> None:
+        """See `gateway.wheel`."""
+        if self._sender is not None:
+            self._sender.cancel()
+
     def write(self, data: bytes) -> None:
         """See `gateway.hub.Sink`."""
         if self.end is not None:

@@ -40,19 +40,35 @@ from gateway.hot_state import HotState
 from gateway.hub import Hub
 from gateway.pace import Pace
 from gateway.past import Away, Past
+from gateway.shared_reads import SharedReads
 from gateway.source import Source
 from gateway.tail import Tails
 
 COMPLETE_BYTES = 256 * 1024
 """What a reader missed is sent whole up to this much; beyond it, states are conflated and the rest is paced."""
 
+FRESH_S = 0.1
+"""Hot state that is read for one reader serves others so long."""
+
+VIEWS_BYTES_MAX = 16 * 1024 * 1024
+VIEWS_WAITING_MAX = 2000
+"""Different sets of topics whose hot state is being asked for; past it readers are asked to come back."""
+
 READY_TIMEOUT_S = 2.0
 JOIN_TIMEOUT_S = 10.0
 AGREE_S = 0.05
-JOINS_MAX = 4000
+JOINS_MAX = 20_000
 """Readers that may be waiting for Redis at the same time; past it they are asked to come back a little later."""
 
 Resume = Literal["complete", "conflated", "reset", "snapshot"]
+
+
+class _View:
+    """Hot state, kept for a moment."""
+
+    def __init__(self, state: HotState) -> None:
+        self.state = state
+        self.size = 500 + sum(len(topic.data) + 200 for found in state.states.values() for topic in found)
 
 
 class _Stale(Retry):
@@ -91,8 +107,14 @@ class Resumer:
         self._hub = hub
         self._tails = tails
         self._backlog = backlog
-        self._reading: dict[tuple[int, tuple[str, ...]], asyncio.Task[HotState]] = {}
+        self._states: SharedReads[_View] = SharedReads(
+            bytes_max=VIEWS_BYTES_MAX, at_once=8, waiting_max=VIEWS_WAITING_MAX
+        )
         self._joining = 0
+
+    async def stop(self) -> None:
+        """Give up what is under way."""
+        await self._states.stop()
 
     async def ready(self, shards: list[int]) -> None:
         """Have these shards read, as `Hub.open` requires. Raises Retry."""
@@ -234,19 +256,23 @@ class Resumer:
     # -- shared reads
 
     async def state(self, shard: int, routes: tuple[str, ...], beyond: Position | None = None) -> HotState:
-        """Hot state, read once for all who want the same at the same time.
+        """Hot state, read once for all who want the same at nearly the same time.
 
-        A read that was under way may be older than a cursor from another gateway (`beyond`): then there is another.
+        What was read a moment ago will do when live messages since then are in the ring, and when it is not older than
+        a cursor from another gateway (`beyond`); else it is read anew.
         """
-        key = (shard, routes)
-        task = self._reading.get(key)
-        if task is None:
-            task = self._reading[key] = asyncio.create_task(self._read(shard, routes))
-            task.add_done_callback(lambda _: self._reading.pop(key))
-        state = await asyncio.shield(task)
-        if beyond is not None and (beyond.entry > state.last_id or not state.epochs.holds(beyond)):
+        state = (await self._states.get((shard, routes), lambda: self._view(shard, routes), lambda _: FRESH_S)).state
+        ring = self._hub.rings[shard]
+        if (
+            state.epochs.current != self._tails[shard].epochs.current
+            or (beyond is not None and (beyond.entry > state.last_id or not state.epochs.holds(beyond)))
+            or not all(ring.covers(route, state.position) for route in routes)
+        ):
             state = await self._read(shard, routes)
         return state
+
+    async def _view(self, shard: int, routes: tuple[str, ...]) -> _View:
+        return _View(await self._read(shard, routes))
 
     async def _read(self, shard: int, routes: tuple[str, ...]) -> HotState:
         """Raises _Stale when this process has yet to find out about a rollback: its ring still has what was lost."""

@@ -20,10 +20,11 @@ from core.names import shard_of
 from core.settings import Settings
 from gateway.audience import SendAll, write_all
 from gateway.backlog import Backlog
+from gateway.budget import worst
 from gateway.channel import NOTHING, Channel
 from gateway.feeder import Feeder
 from gateway.frames import Item, Wire, control
-from gateway.hub import Hub, Sink, Subscriber
+from gateway.hub import TOO_SLOW, Hub, Sink, Subscriber
 from gateway.meter import Meter
 from gateway.pace import Pace
 from gateway.past import Past
@@ -34,6 +35,12 @@ from gateway.tail import Tails
 from gateway.wheel import Wheel
 
 TICK_S = 1.0
+STREAMS = frozenset({"sse", "envelope", "ws"})
+"""Wire formats whose bytes are a stream; the others' writes are messages."""
+
+RELIEVE_S = 0.1
+"""Between two looks at all readers' buffers, while more and more of them fill up."""
+
 DISMISS_S = 0.005
 """Draining takes this long per reader, until `drain_s` bounds it: a handful need not wait."""
 
@@ -101,6 +108,8 @@ class Service:
         self.at_stop: list[Callable[[], Awaitable[None]]] = []
         """What else has to be brought to an end while Redis can still be reached."""
         self._flush_timer: asyncio.TimerHandle | None = None
+        self._buffer_bytes_max = settings.gateway_max_buffer_mb * 1024 * 1024
+        self._relieved_at = float("-inf")
         self._turned_away = 0
         self._told_at = float("-inf")
         self._log = logs.get()
@@ -137,13 +146,17 @@ class Service:
             reached = vector
         for verdict in verdicts.values():
             self.meter.resumed(verdict.resume)
-        parts: list[bytes] = []
         stand = {shard: NOTHING if any(s.shard == shard for s in plan.snapshots) else vector[shard] for shard in vector}
-        parts += channel.encode(plan.snapshots, stand)
-        parts += channel.encode(items, stand)
-        sink.write(greet(verdicts))
-        if parts:
-            sink.write(channel.join(parts))
+        greeting = greet(verdicts)
+        first = [*plan.snapshots, *items]
+        # One write where bytes may simply be put together, or a crowd that comes back costs twice the system calls.
+        rest = hub.frames.joined(channel, first, stand) if first else b""
+        if channel.wire in STREAMS:
+            sink.write(greeting + rest)
+        else:
+            sink.write(greeting)
+            if rest:
+                sink.write(rest)
         self.meter.caught_up(channel.wire, [*plan.snapshots, *items])
         subscriber = hub.add(channel, sink, reached, self._loop.time())
         self._loop.call_soon(self.flush_soon)  # not before the sink knows its subscriber
@@ -171,12 +184,27 @@ class Service:
 
     def pause(self, subscriber: Subscriber) -> None:
         """See `Hub.pause`."""
-        self.hub.pause(subscriber, self._loop.time())
+        now = self._loop.time()
+        self.hub.pause(subscriber, now)
+        if self.hub.paused * self.high_water > self._buffer_bytes_max and now - self._relieved_at > RELIEVE_S:
+            self._relieve(now)
 
     def resume(self, subscriber: Subscriber) -> None:
         """See `Hub.resume`."""
         self.hub.resume(subscriber)
         self.flush_soon()
+
+    def _relieve(self, now: float) -> None:
+        """Keep what is held for all readers together below its bound."""
+        self._relieved_at = now
+        evict, cut = worst(self.wheel, self._buffer_bytes_max, self._backlog.bytes + self._past.bytes)
+        for connection in evict:
+            self.meter.evicted("memory")
+            connection.close(TOO_SLOW, "too slow, reconnect with your cursor")
+        for connection in cut:
+            connection.cut()
+        if evict or cut:
+            self._log.warning("readers evicted for memory", evicted=len(evict), cut=len(cut))
 
     def _on_cold(self, subscriber: Subscriber) -> None:
         self._feeder.take(subscriber)
@@ -212,6 +240,7 @@ class Service:
                 if now >= next_tick:
                     next_tick = now + TICK_S
                     self.hub.tick(now)
+                    self._relieve(now)
                     await self.tails.stop_idle(now)
             except Exception as error:
                 LOOP_ERRORS.labels("clock").inc()
@@ -240,6 +269,7 @@ class Service:
         await self._feeder.stop()
         await self._backlog.stop()
         await self._past.stop()
+        await self._resumer.stop()
         await self.tails.stop()
         self.source.close()
 

@@ -16,6 +16,20 @@ class Connection(Protocol):
 
     slot: int
 
+    @property
+    def unsent(self) -> int:
+        """Bytes written to it that the kernel has not taken."""
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether it was told to end already."""
+
+    def close(self, code: int, reason: str) -> None:
+        """End the connection after what was written."""
+
+    def cut(self) -> None:
+        """End it at once; what was not sent is lost."""
+
     def beat(self, now: float) -> None:
         """Called once per turn of the wheel."""
 

@@ -55,6 +55,15 @@ class Waiting:
             if self.subscriber is not None:
                 self._service.pause(self.subscriber)
 
+    @property
+    def unsent(self) -> int:
+        """See `gateway.wheel`."""
+        return self._size
+
+    def cut(self) -> None:
+        """See `gateway.wheel`: answer at once."""
+        self.close(1012, "")
+
     def close(self, code: int, reason: str) -> None:
         """See `gateway.hub.Sink`: answer with what there is."""
         self.is_closing = True

@@ -162,3 +162,45 @@ async def test_vanished_peer_is_noticed(gateway: Gateway, log: OutputLog) -> Non
     await wait_until(lambda: len(gateway.inside.wheel) == 0)
     assert states(gateway) == []
     await wait_until(lambda: not gateway.inside.hub._interned)
+
+
+async def test_all_readers_together_hold_no_more_than_the_budget_and_the_worst_go_first(
+    settings: Settings, log: OutputLog
+) -> None:
+    with running_gateway(settings, lag_max_s=60.0, gateway_max_buffer_mb=8) as gateway:
+        slow = [Slow(gateway) for _ in range(120)]
+        await wait_until(lambda: len(states(gateway)) == 120)
+
+        def held() -> int:
+            return sum(connection.unsent for connection in gateway.inside.wheel)
+
+        write(log, 1, 60)  # 120 readers fill the kernel's buffers and up to 100 KB each of ours
+        await wait_until(lambda: len(gateway.inside.wheel) < 120, 10)
+        await wait_until(lambda: gateway.call(held) <= 8 * 1024 * 1024)
+        assert len(gateway.inside.wheel) > 40, "not more than needed"
+        async with httpx.AsyncClient(base_url=gateway.url) as client:
+            text = (await client.get("/metrics")).text
+        (line,) = [one for one in text.splitlines() if one.startswith('gateway_evictions_total{reason="memory"}')]
+        assert float(line.split()[1]) > 0
+        async with reading(gateway, "sse", TOPIC) as fast:
+            await read(fast, 2)
+            log.event("m1", "1", 60)
+            assert (await read(fast, 1))[0]["data"]["n"] == 60, "others are served"
+        gone = next(one for one in slow if _is_at_its_end(one))
+        again = Slow(gateway, cursor=gone.last_id)
+        while len(gone.events) + len(again.events) < 60:
+            assert again.read_some()
+        assert [*gone.events, *again.events] == list(range(1, 61)), "its cursor was good"
+        for one in (*slow, again):
+            one.socket.close()
+
+
+def _is_at_its_end(slow: Slow) -> bool:
+    """Read what there is without waiting; whether the stream has ended."""
+    slow.socket.settimeout(0.2)
+    try:
+        while slow.read_some():
+            pass
+    except TimeoutError:
+        return False
+    return True

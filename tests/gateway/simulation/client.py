@@ -54,6 +54,13 @@ class Connection:
             if self.subscriber is not None:
                 self._service.pause(self.subscriber)
 
+    @property
+    def unsent(self) -> int:
+        return self._size
+
+    def cut(self) -> None:
+        self.close(1012, "")
+
     def close(self, code: int, reason: str) -> None:
         self.is_closing = True
         self.news.set()
