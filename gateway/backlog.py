@@ -26,8 +26,9 @@ COUNT_MAX = 128
 """Entries of one read: a batch is at most a few hundred messages, and the event loop waits while they are decoded."""
 
 CACHE_BYTES_MAX = 32 * 1024 * 1024
-HEAD_FRESH_S = 0.2
-"""A chunk that ends at the newest entry is shared this long; older ones never change."""
+HEAD_FRESH_S = 2.0
+"""A chunk that ends at the newest entry is shared this long, older ones for ever. It may well be behind by then: what
+follows it is in the ring, or in the next chunk."""
 
 READS_MAX = 8
 """Reads at the same moment."""

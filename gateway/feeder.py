@@ -140,7 +140,8 @@ class Feeder:
         chunk = await self._backlog.chunk(shard, place, epochs, self._hub.edge[shard])
         if not chunk.is_whole_for(place):
             follows = chunk.follows(place)
-            if await self._past.reach(shard) > place.entry and await self._past.vouches(shard, place, follows):
+            reach = epochs.at(await self._past.reach(shard))
+            if reach > place and await self._past.vouches(shard, place, follows):
                 archived.add(shard)
                 return True
             self._on_lost(subscriber)

@@ -220,7 +220,7 @@ class Resumer:
         Also for a reader to whom states are owed: what it has is complete in events only.
         """
         routes, position = channel.routes[shard], plan.vector[shard]
-        state = await self.state(shard, routes)
+        state = await self.state(shard, routes, beyond=position)
         lost = Verdict("reset", _rfc3339(position.ms), _rfc3339(state.position.ms))
         verdicts: dict[str, Verdict] = {}
         for route in routes:
@@ -256,12 +256,14 @@ class Resumer:
     # -- shared reads
 
     async def state(self, shard: int, routes: tuple[str, ...], beyond: Position | None = None) -> HotState:
-        """Hot state, read once for all who want the same at nearly the same time.
+        """Hot state, read once for all who want the same at the same time.
 
-        What was read a moment ago will do when live messages since then are in the ring, and when it is not older than
-        a cursor from another gateway (`beyond`); else it is read anew.
+        For a reader with a cursor (`beyond`) also what was read a moment ago will do, when it is not older than that
+        and the live messages since then are in the ring. For others it will not: they may have seen newer messages.
         """
-        state = (await self._states.get((shard, routes), lambda: self._view(shard, routes), lambda _: FRESH_S)).state
+        fresh_s = 0.0 if beyond is None else FRESH_S
+        key = (shard, routes, beyond is None)
+        state = (await self._states.get(key, lambda: self._view(shard, routes), lambda _: fresh_s)).state
         ring = self._hub.rings[shard]
         if (
             state.epochs.current != self._tails[shard].epochs.current

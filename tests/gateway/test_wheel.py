@@ -4,6 +4,9 @@ from gateway.wheel import SLOTS, Wheel
 
 
 class Spoke:
+    unsent = 0
+    is_closing = False
+
     def __init__(self) -> None:
         self.slot = 0
         self.beats: list[float] = []
@@ -13,6 +16,12 @@ class Spoke:
 
     def dismiss(self) -> None:
         raise AssertionError("nobody drains here")
+
+    def close(self, code: int, reason: str) -> None:
+        raise AssertionError("nobody is evicted here")
+
+    def cut(self) -> None:
+        raise AssertionError("nobody is evicted here")
 
 
 def test_everybody_beats_once_a_turn_and_few_at_once() -> None:

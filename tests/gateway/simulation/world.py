@@ -5,17 +5,19 @@ import random
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 import msgspec
 
 from clickhouse.past import PastEvent
 from core.epochs import Epochs
 from core.errors import Retry
-from core.names import shard_of
+from core.names import shard_of as _shard_of
 from core.position import K_ALL, ZERO, EntryId, Position
 from core.updates import Message, Update
 from gateway.hot_state import HotState, TopicState
 from gateway.source import Entries, News
+from gateway.subscription import pattern_of
 
 LOG_ID = "sim"
 FORGETS_AFTER_S = 5.0
@@ -25,6 +27,9 @@ UNEASY_S = 15.0
 """A reader may wait so long to join, so what held until then counts for it."""
 
 KINDS = ("tally", "state")
+
+
+_position = attrgetter("position")
 
 
 def _id(entry: tuple[EntryId, Update]) -> EntryId:
@@ -41,6 +46,7 @@ class Told:
     position: Position
     n: int
     """Unique number of the message."""
+    pattern: str
 
 
 @dataclass
@@ -75,6 +81,7 @@ class World:
     def __init__(self, rng: random.Random, shards: int) -> None:
         self.rng = rng
         self.shards = [Shard() for _ in range(shards)]
+        self._shard_of: dict[str, int] = {}
         self.is_down = False
         self.is_archive_down = False
         self.kept_ms = 0
@@ -86,7 +93,10 @@ class World:
         self._epoch = 1
 
     def shard_of(self, topic: str) -> int:
-        return shard_of(topic, len(self.shards))
+        found = self._shard_of.get(topic)
+        if found is None:
+            found = self._shard_of[topic] = _shard_of(topic, len(self.shards))
+        return found
 
     # -- writing
 
@@ -115,7 +125,7 @@ class World:
                 data = b'{"n":%d,"pad":"%b"}' % (self._n, b"x" * self.rng.choice((1, 50, 400)))
                 messages.append(Message(topic, kind, is_state, entry.ms, entry.seq, k, data, 0, ""))
                 place = Position(epoch, entry.ms, entry.seq, k)
-                shard.told.append(Told(topic, kind, is_state, place, self._n))
+                shard.told.append(Told(topic, kind, is_state, place, self._n, pattern_of(topic)))
                 if not is_state:
                     _, match_id, map_id = topic.split(".")
                     shard.inputs.append((match_id, PastEvent(epoch, entry, map_id, kind, data)))
@@ -265,12 +275,9 @@ class World:
 
     def between(self, topics: set[str], shard: int, low: Position, high: Position) -> list[Told]:
         """Everything told in (low, high] that a subscription to `topics` is to get."""
-        return [
-            told
-            for told in self.shards[shard].told
-            if low < told.position <= high
-            and (told.topic in topics or f"{told.topic.rpartition('.')[0]}.*" in topics)
-        ]  # fmt: skip
+        told = self.shards[shard].told
+        start, end = bisect_right(told, low, key=_position), bisect_right(told, high, key=_position)
+        return [one for one in told[start:end] if one.topic in topics or one.pattern in topics]
 
     def head(self, shard: int) -> Position:
         known = self.shards[shard]
