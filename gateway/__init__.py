@@ -29,7 +29,8 @@ Invariants
       argument. Everything that knows uvicorn's inside is in `takeover`.
     * A frame is compressed once for everybody (`compression`, off by default), so nothing in it refers to earlier ones.
     * Every buffer has a bound: ring (bytes, oldest first out), a reader's unsent bytes (high-water mark, then it lags,
-      then it is closed), joins waiting for Redis (then they are asked to come back), chunks read from the log.
+      then it is closed; `budget` bounds their sum), joins waiting for Redis (then they are asked to come back), chunks
+      read from the log and the archive (`shared_reads`).
 
 Start reading at `hub`, then `service`, then `resume`.
 """
