@@ -5,7 +5,6 @@
     python -m loadtests.fanout --parts scenarios --scenarios slow,idle
     python -m loadtests.fanout --only arenacast,floor --transports sse --parts headline
     python -m loadtests.fanout.storm          a crowd that comes back at once, below a minute
-    python -m loadtests.fanout --only arenacast,floor --transports sse --parts load
 
 On a machine that others use too, `chrt -r 5` before it (as root) keeps them off the cores while something is measured.
 
