@@ -21,7 +21,7 @@ from tests.gateway.simulation.scenario import play
 
 SCENARIOS = 200
 BATCH = 20
-SEEDS_FOR_A_MUTANT = 150
+SEEDS_FOR_A_MUTANT = 600
 
 
 @pytest.fixture(autouse=True)

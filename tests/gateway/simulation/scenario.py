@@ -20,7 +20,7 @@ TOPICS = ("poll.a", "poll.b", "match.m1.1", "match.m1.2", "match.m1.series", "ma
 WANTED = (*TOPICS, "match.m1.*", "match.m2.*", "poll.never")
 STEPS = 20
 ACTIONS = ("apply", "burst", "sleep", "trim", "archive", "forget", "archive outage", "outage", "restart")
-WEIGHTS = (50, 10, 25, 6, 4, 1, 2, 3, 3)
+WEIGHTS = (50, 10, 25, 6, 4, 3, 2, 3, 3)
 SETTLE_S = 60.0
 
 
