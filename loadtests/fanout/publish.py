@@ -58,7 +58,7 @@ class LogFeed:
         last = self._previous
         ms = max(sent_us // 1000, last.ms)
         entry = EntryId(ms, last.seq + 1 if ms == last.ms else 0)
-        data = message.data(number, sent_us)
+        data = self._data(number, sent_us)
         update = Update(1, entry, last, sent_us, self._messages(entry, data, sent_us), [])
         self._previous = entry
         state, progress, pack = keys.state(self._shard, self._topic), keys.progress(self._shard), _pack
@@ -69,6 +69,9 @@ class LogFeed:
             pack(("HSET", state, "pos", f"1.{entry.ms}.{entry.seq}", "data", data)),
             pack(("EXEC",)),
         ))  # fmt: skip
+
+    def _data(self, number: int, sent_us: int) -> bytes:
+        return message.data(number, sent_us)
 
     def _messages(self, entry: EntryId, data: bytes, sent_us: int) -> list[Message]:
         return [Message(self._topic, self._kind, self._is_state, entry.ms, entry.seq, 1, data, sent_us, "bench")]
