@@ -62,7 +62,12 @@ def _live() -> Json:
         {"type": "number", "minimum": 0, "maximum": WAIT_MAX_S, "default": WAIT_DEFAULT_S},
         "Seconds to wait for news. Without a cursor the answer comes at once.",
     )
-    stream = {"200": {"description": "Events until the connection ends.", "content": {"text/event-stream": {}}}}
+    stream = {
+        "200": {
+            "description": "Events until the connection ends; as gzip where it is on and accepted.",
+            "content": {"text/event-stream": {}},
+        }
+    }
     switch = {"101": {"description": "Subprotocol `arenacast.v1`; messages as in /asyncapi.json."}}
     return {
         "/api/v1/stream": _get("stream", "Server-Sent Events", stream, [*asked, envelope, last_id], 400),
