@@ -19,6 +19,10 @@ What leaves      pages and replays of stored events for the gateway; tables and 
     export       a poll or a match as a file with a manifest to check it by
     analysts     what analysts may see of the raw tables, and the key that hides voters from them
     examples     questions that analysts ask, in SQL, and how to ask them from Python
+    comparison   every view's target against what its SELECT gives over raw; single polls and matches computed anew
+    mending      aggregates computed anew while everything runs, by whoever owns the shard
+    erasing      a voter's hash out of every table, and out of Redis
+    backup, restore  a copy of everything, and the way back
     embedded     ClickHouse's HTTP interface over the in-process engine, for one machine
 
 Invariants

@@ -39,7 +39,7 @@ import msgspec
 from msgspec import Struct
 from redis.exceptions import ResponseError
 
-from clickhouse import repair
+from clickhouse import mending, repair
 from clickhouse.client import ClickHouse
 from clickhouse.migrate import DEDUPLICATION_WINDOW
 from clickhouse.reading import Limits, Log, Stuck, checksum, entry_id, stream_key
@@ -251,6 +251,10 @@ class Writer:
         if rows.used < len(entries):
             entries, is_full = entries[: rows.used], True
         return Batch(entries, await asyncio.to_thread(checksum, entries), epoch, rows, is_full)
+
+    async def mend(self) -> None:
+        """Compute the aggregates anew that somebody asked for (`mending`). Between two batches, like `read`."""
+        await mending.mend(self._client, self._clickhouse, self._shard, self._log)
 
     async def write(self, batch: Batch) -> None:
         """Plan, insert, commit."""

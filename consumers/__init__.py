@@ -20,5 +20,7 @@ Invariants
     * Whatever changes state is a log entry, also what a timer does: replaying the log gives the same state.
 
 Start reading at `state` (the process), `shard_worker` (the loop of one shard), `batch` (entries → outcome, pure) and
-`reducers`; `lease` for ownership; `archive` for the cold path.
+`reducers`; `lease` for ownership; `archive` for the cold path; `reconcile` (the command and the minute's look),
+`reconciliation` (what is compared), `books` (reading every side as of one position), `log_window` and `locating`
+(where a difference begins), `repairing` and `replaying` (computing anew from raw); `forget` (erasing a voter).
 """

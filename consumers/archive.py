@@ -1,4 +1,4 @@
-"""The archive consumer's process: leases, two followers per owned shard, and a way to see what they do."""
+"""The archive consumer's process: leases, two followers per owned shard, the books, and what is seen of it."""
 
 import asyncio
 import gc
@@ -15,6 +15,7 @@ from clickhouse.tables import TABLES
 from clickhouse.writer import Writer, writer_sources
 from consumers.archive_follower import INSERTS_AT_ONCE, Follower
 from consumers.lease import Leases, Ownership, lease_sources
+from consumers.reconcile import watch
 from consumers.state import open_log, unique_owner
 from core import http, keys, logs, redis_client
 from core.errors import Retry
@@ -110,10 +111,14 @@ class Archive:
         settings = self._settings
         async with http.operations_server(checks, settings.metrics_host, settings.archive_metrics_port):
             gauges = asyncio.create_task(self._set_gauges())
+            books = asyncio.create_task(
+                watch(self._client, self._clickhouse, settings, self._shards, lambda: self._leases.owned)
+            )
             try:
                 await self._leases.run(self._work, stop)
             finally:
                 gauges.cancel()
+                books.cancel()
 
     async def _work(self, ownership: Ownership) -> None:
         """All logs of a shard; the end of one is the end of the others."""

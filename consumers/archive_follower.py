@@ -110,6 +110,8 @@ class Follower:
     async def _follow(self) -> None:
         is_behind = False
         while not self._stop.is_set():
+            async with self._slots:
+                await self._writer.mend()
             if not is_behind:
                 if not await self._entries_wait():
                     continue

@@ -9,6 +9,7 @@ What is here
     updates      what leaves a state consumer: messages for readers, facts for the archive
     redis_client connections, script loading and the detection of a new server incarnation
     epochs       identity of a shard's lifetime, bumped whenever the server may have rolled back
+    manifest, rdb_copy, erasures  what a backup is on disk, a copy of Redis, who was erased since
     settings     every ARENACAST_* variable: name, type, unit, default, reason
     errors       a short tree whose branches say what the caller does
     metrics, logs, problem, http   one way to count, to log, to refuse and to serve

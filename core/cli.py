@@ -115,6 +115,112 @@ def migrate(dry_run: bool, new_analyst_key: bool) -> None:
 
 
 @cli.command()
+@click.option("--since", default="", metavar="AGE|INSTANT", help="Only what changed since: 15m, 24h, 7d, or RFC 3339.")
+@click.option("--json", "as_json", is_flag=True, help="The report as JSON.")
+@click.option("--repair", "repairs", is_flag=True, help="Compute what differs anew from raw, then compare again.")
+@click.option(
+    "--wait",
+    "wait_s",
+    type=click.FloatRange(min=0),
+    default=30.0,
+    show_default=True,
+    help="Seconds the archive may take to catch up with what is compared.",
+)
+@click.pass_context
+def reconcile(ctx: click.Context, since: str, as_json: bool, repairs: bool, wait_s: float) -> None:
+    """Compare log, hot state, ClickHouse and aggregates.
+
+    Exit code 0: all the same. 1: something differs. 2: could not tell.
+    """
+    settings = load()
+    from consumers.reconcile import run
+
+    ctx.exit(run(settings, since=since, as_json=as_json, wait_s=wait_s, repairs=repairs))
+
+
+@cli.command()
+@click.argument("voter")
+@click.option(
+    "--wait",
+    "wait_s",
+    type=click.FloatRange(min=0),
+    default=120.0,
+    show_default=True,
+    help="Seconds that consumers may take to commit what was appended before.",
+)
+@click.pass_context
+def forget(ctx: click.Context, voter: str, wait_s: float) -> None:
+    """Erase a voter's hash everywhere. VOTER as the votes name it (twitch:12345), or - to read it from stdin.
+
+    Counts and digests stay. Exit code 0: nothing is left of it. 2: not everything was possible yet, run it again.
+    """
+    settings = load()
+    from consumers.forget import run
+
+    ctx.exit(run(settings, sys.stdin.readline().strip() if voter == "-" else voter, wait_s=wait_s))
+
+
+@cli.command("rotate-voter-secret")
+@click.option("--force", "is_forced", is_flag=True, help="Although polls are open, whose voters could vote again.")
+def rotate_voter_secret(is_forced: bool) -> None:
+    """Hash voters with a new secret from the next start of ingest on; the old one is kept in voter.secrets.
+
+    Old and new hashes are joined only by who has both secrets: delete voter.secrets, and nobody can any more, nor can
+    `forget` find what was hashed with them.
+    """
+    settings = load()
+    from core.local.rotation import run
+
+    run(settings, is_forced=is_forced)
+
+
+_BACKUP = click.Path(exists=True, file_okay=False, path_type=Path)
+
+
+@cli.command()
+@click.option("--to", type=click.Path(file_okay=False, path_type=Path), help="Directory; default DATA_DIR/backups.")
+@click.option("--incremental", "is_incremental", is_flag=True, help="Only what changed since the newest one there.")
+def backup(to: Path | None, is_incremental: bool) -> None:
+    """Copy log, hot state and archive while everything runs. Secrets are not in it."""
+    settings = load()
+    from clickhouse.backup import run
+
+    run(settings, to, is_incremental=is_incremental)
+
+
+@cli.command()
+@click.argument("source", type=_BACKUP)
+def restore(source: Path) -> None:
+    """Fill an empty ARENACAST_DATA_DIR from a backup."""
+    settings = load()
+    from core.local.restore import run
+
+    run(settings, source)
+
+
+@cli.command()
+@click.argument("source", type=_BACKUP)
+@click.option("--scratch", type=_BACKUP, help="Where to restore it for the time being; default the system's.")
+@click.pass_context
+def drill(ctx: click.Context, source: Path, scratch: Path | None) -> None:
+    """Restore a backup into a scratch directory and reconcile it. Exit code as of reconcile."""
+    settings = load()
+    from core.local.restore import drill as run
+
+    ctx.exit(run(settings, source, scratch))
+
+
+@cli.command("restore-data", hidden=True)
+@click.argument("source", type=_BACKUP)
+def restore_data(source: Path) -> None:
+    """Fill the running, empty embedded servers (part of `restore`)."""
+    settings = load()
+    from clickhouse.restore import run
+
+    run(settings, source)
+
+
+@cli.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--to", "url", required=True, metavar="URL", help="Ingest, for example http://127.0.0.1:8081")
 @click.option(

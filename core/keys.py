@@ -22,6 +22,7 @@ All keys of a shard share the hash tag `{sNN}`, so that on Redis Cluster its scr
     archive:{s}:<log>         hash    archive consumer: committed, entries, batches, inflight; spilled = last entry in
                                       segment files, while there are any (log = events | updates | audit)
     segments:{s}:<log>        list    segment files that hold what follows `committed`, in order: `clickhouse.segments`
+    mend:{s}:<log>            set     "<aggregate> <poll or match>": to be computed anew by the archive of the shard
     lease:{s}:<job>           string  owner of (job, shard), with expiry
     fence:{s}:<job>           string  fencing token, grows with every change of owner
     consumers:<job>           zset    running consumers -> ms of their last sign of life (not per shard)
@@ -106,6 +107,10 @@ def archive(shard: int, log: str) -> str:
 
 def segments(shard: int, log: str) -> str:
     return f"segments:{tag(shard)}:{log}"
+
+
+def mend(shard: int, log: str) -> str:
+    return f"mend:{tag(shard)}:{log}"
 
 
 def lease(shard: int, job: str) -> str:

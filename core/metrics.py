@@ -42,6 +42,8 @@ INGESTED = Counter("ingest_events", "Items received, by what became of them", ["
 LAG_ENTRIES = Gauge("stream_lag_entries", "Entries of the input log not yet processed", ["group"])
 LAG_SECONDS = Gauge("stream_lag_seconds", "Age of the oldest entry not yet processed", ["group"])
 UNACCOUNTED = Gauge("votes_unaccounted", "Votes accepted up to a common position, less applied, less dead")
+RECONCILED = Counter("reconciliations", "Comparisons of log, hot state, raw and aggregates", ["verdict"])
+DIFFERENCES = Gauge("reconcile_differences", "Differences the last comparison found, by who is wrong", ["place"])
 DEAD = Counter("dead_letters", "Entries that could not be processed", ["group"])
 LOOP_ERRORS = Counter("loop_errors", "Failures that a loop survived and backed off from", ["loop"])
 

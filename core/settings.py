@@ -82,6 +82,11 @@ class Settings(Struct, frozen=True):
     spill_max_mb: Annotated[int, Meta(ge=0)] = 10_240  # disk budget of spill_dir; 0 = never spill
     spill_after_s: Seconds = 900.0  # what is not archived by then goes to disk, when the archive stands still
     spill_memory_percent: Annotated[int, Meta(ge=0, le=100)] = 60  # of Redis' maxmemory: above it spilling is not late
+    reconcile_interval_s: Seconds = 60.0  # how often log, hot state, raw and aggregates are compared
+    reconcile_window_s: Seconds = 900.0  # polls and matches that changed within this; `arenacast reconcile` takes all
+
+    # -- backups
+    backup_retention_days: Annotated[float, Meta(gt=0, le=36500)] = 30.0  # older ones go when a new one is complete
 
     # -- gateway
     gateway_host: str = "127.0.0.1"
@@ -152,6 +157,22 @@ class Settings(Struct, frozen=True):
     def secret_file(self, field: Secret) -> Path:
         """Where `arenacast up` keeps a generated secret."""
         return self.data_dir / _SECRET_FILES[field]
+
+    @property
+    def voter_secrets_file(self) -> Path:
+        """Earlier voter secrets, a line each, newest first: what joins old hashes to a known identity."""
+        return self.data_dir / "voter.secrets"
+
+    def voter_secrets(self) -> list[str]:
+        """The voter secret and the earlier ones that were kept. Raises Fatal."""
+        try:
+            lines = self.voter_secrets_file.read_text().splitlines()
+            earlier = [line.strip() for line in lines if line.strip()]
+        except FileNotFoundError:
+            earlier = []
+        except (OSError, ValueError) as error:
+            raise Fatal(f"{self.voter_secrets_file} cannot be read") from error
+        return [self.secret("voter_secret"), *earlier]
 
     @property
     def backups_dir(self) -> Path:

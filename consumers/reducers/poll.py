@@ -78,9 +78,12 @@ class Poll(Struct):
 
         Returns True when the voter's counted vote now names `vote.option`, so that the caller stores it.
         """
-        option = vote.option
+        return self.count(vote.option, vote_hash(vote.event_id, vote.option), prior)
+
+    def count(self, option: str, hashed: int, prior: str | None) -> bool:
+        """`vote`, for a vote of which the archive knows the hash only."""
         self.applied += 1
-        self.digest = (self.digest + vote_hash(vote.event_id, option)) & MASK
+        self.digest = (self.digest + hashed) & MASK
         if self.status != "open":
             return self._reject("late" if self.status == "closed" else "early")
         if option not in self.counts:

@@ -12,6 +12,8 @@ What is here
     recording     the format of recordings, and what to send when
     sender        requests to an ingest, repeated where that is right
     player        `arenacast play`: a recording into an ingest
+    restore       `arenacast restore` and `drill`: a backup into an empty directory, with servers of its own
+    rotation      `arenacast rotate-voter-secret`
     crowd, demo   `arenacast up --demo`: a recorded map and a crowd's votes, again and again
 
 Invariants

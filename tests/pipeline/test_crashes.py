@@ -95,6 +95,8 @@ async def settle(pipeline: Pipeline, crowd: Crowd, spectators: list[Spectator]) 
         return [row[0] for row in pipeline.query(events)] == crowd.events
 
     await wait_until(events_archived, 60, "ClickHouse has every match event once and in order")
+    books = await asyncio.to_thread(pipeline.run, "reconcile")
+    assert books.returncode == 0, books.stdout + books.stderr
     for spectator in spectators:
         await wait_until(
             lambda s=spectator: s.events == crowd.events,  # type: ignore[misc]

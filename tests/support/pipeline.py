@@ -184,6 +184,12 @@ class Pipeline:
         for process in reversed(self._processes.values()):
             process.end()
 
+    def run(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        """A command of ours, with the settings of the installation."""
+        return subprocess.run(
+            python_command(*arguments), env=self._environ, capture_output=True, text=True, timeout=120, check=False
+        )
+
     def query(self, sql: str) -> list[list[str]]:
         """Rows of a ClickHouse query, every value as text."""
         request = urllib.request.Request(
