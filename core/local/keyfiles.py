@@ -51,11 +51,11 @@ def with_secrets(settings: Settings) -> Settings:
 def _read_or_create(settings: Settings, field: Secret) -> str:
     path = settings.secret_file(field)
     if not getattr(settings, field) and not path.exists():
-        _write(path, secrets.token_urlsafe(_BYTES))
+        write_secret(path, secrets.token_urlsafe(_BYTES))
     return settings.secret(field)
 
 
-def _write(path: Path, value: str) -> None:
+def write_secret(path: Path, value: str) -> None:
     """All of it or nothing, whatever interrupts us: a new voter secret would count everybody's votes again."""
     temporary = path.with_suffix(".new")
     temporary.unlink(missing_ok=True)

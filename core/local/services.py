@@ -39,13 +39,7 @@ def stages(settings: Settings, *, is_demo: bool) -> list[list[Service]]:
             ready_within_s=SERVICE_READY_S, stop_within_s=stop_within_s,
         )  # fmt: skip
 
-    result: list[list[Service]] = []
-    if not settings.redis_url:
-        result.append([_redis(settings)])
-    if not settings.clickhouse_url:
-        ping = _http("127.0.0.1", settings.clickhouse_port, "/ping")
-        command = python_command("clickhouse")
-        result.append([Service("clickhouse", command, environ, ping, None, CLICKHOUSE_READY_S, 20.0)])
+    result = servers(settings)
     result.append([
         Service("migrate", python_command("migrate"), environ, ready_within_s=MIGRATE_WITHIN_S, is_task=True)
     ])  # fmt: skip
@@ -58,6 +52,20 @@ def stages(settings: Settings, *, is_demo: bool) -> list[list[Service]]:
     if is_demo:
         result.append([Service("demo", python_command("demo", "--to", url(writer, settings.ingest_port)), environ)])
     return result
+
+
+def servers(settings: Settings) -> list[list[Service]]:
+    """The embedded servers, by stage: those whose URL is not set."""
+    environ = python_environment(environment(settings, os.environ))
+    found: list[list[Service]] = []
+    if not settings.redis_url:
+        found.append([_redis(settings)])
+    if not settings.clickhouse_url:
+        ping = _http("127.0.0.1", settings.clickhouse_port, "/ping")
+        found.append(
+            [Service("clickhouse", python_command("clickhouse"), environ, ping, None, CLICKHOUSE_READY_S, 20.0)]
+        )
+    return found
 
 
 _PORTS = ("ingest_port", "gateway_port", "clickhouse_port", "state_metrics_port", "archive_metrics_port")
