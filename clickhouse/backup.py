@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from clickhouse.analysts import analysts_database
 from clickhouse.client import ClickHouse, parse_target
 from clickhouse.segments import RETIRED, SUFFIX
 from core import keys, manifest, redis_client
@@ -23,8 +24,6 @@ from core.redis_client import Redis, call, lua
 from core.settings import Settings
 
 TIMEOUT_S = 24 * 3600.0
-ANALYSTS = "an"
-"""Database of the analysts' views."""
 
 
 def run(settings: Settings, to: Path | None, *, is_incremental: bool) -> None:
@@ -127,7 +126,7 @@ async def _copy_clickhouse(
     database = parse_target(settings.clickhouse_target).database
     rows = await clickhouse.query(
         "SELECT name FROM system.databases WHERE name IN {names:Array(String)} ORDER BY name != {main:String}",
-        {"names": [database, ANALYSTS], "main": database},
+        {"names": [database, analysts_database(database)], "main": database},
     )
     databases = [str(row[0]) for row in rows]
     if database not in databases:
