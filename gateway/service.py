@@ -236,7 +236,8 @@ class Service:
             await asyncio.sleep(self.wheel.tick_s)
             now = self._loop.time()
             try:
-                self.wheel.tick(now)
+                for _ in self.wheel.tick(now):
+                    await asyncio.sleep(0)
                 if now >= next_tick:
                     next_tick = now + TICK_S
                     self.hub.tick(now)

@@ -10,6 +10,9 @@ from typing import Protocol
 
 SLOTS = 64
 
+AT_ONCE = 25
+"""Beats of some 20 us each between two stops: half a millisecond that live messages may have to wait."""
+
 
 class Connection(Protocol):
     """What stays on the wheel from its first to its last moment, so that the wheel is also the list of all."""
@@ -55,11 +58,15 @@ class Wheel:
         """Take it off. Harmless when it is not on it."""
         self._slots[connection.slot].pop(connection, None)
 
-    def tick(self, now: float) -> None:
-        """Call every `tick_s`."""
-        for connection in tuple(self._slots[self._at]):
-            connection.beat(now)
+    def tick(self, now: float) -> Iterator[None]:
+        """Run through it every `tick_s`; it stops now and then for you to let others work."""
+        spokes = self._slots[self._at]
         self._at = (self._at + 1) % SLOTS
+        for number, connection in enumerate(tuple(spokes), 1):
+            if connection in spokes:  # or it left meanwhile
+                connection.beat(now)
+            if number % AT_ONCE == 0:
+                yield
 
     def __iter__(self) -> Iterator[Connection]:
         return itertools.chain.from_iterable(self._slots)

@@ -1,6 +1,6 @@
 """The wheel: everybody once a turn, a few at a time."""
 
-from gateway.wheel import SLOTS, Wheel
+from gateway.wheel import AT_ONCE, SLOTS, Wheel
 
 
 class Spoke:
@@ -30,7 +30,7 @@ def test_everybody_beats_once_a_turn_and_few_at_once() -> None:
     for spoke in spokes:
         wheel.add(spoke)
     for tick in range(2 * SLOTS):
-        wheel.tick(tick * wheel.tick_s)
+        assert list(wheel.tick(tick * wheel.tick_s)) == []
         assert sum(spoke.beats[-1:] == [tick * wheel.tick_s] for spoke in spokes) == 10
     assert all(len(spoke.beats) == 2 for spoke in spokes)
     assert all(round(spoke.beats[1] - spoke.beats[0], 6) == 6.4 for spoke in spokes)
@@ -48,10 +48,24 @@ def test_what_leaves_during_a_tick_does_not_disturb_it() -> None:
     for leaver in leavers:
         wheel.add(leaver)
     for tick in range(2 * SLOTS):
-        wheel.tick(float(tick))
+        list(wheel.tick(float(tick)))
     assert all(len(leaver.beats) == 1 for leaver in leavers)
     assert len(wheel) == 0
     wheel.remove(leavers[0])  # harmless
+
+
+def test_a_crowd_beats_in_parts_and_who_leaves_between_them_beats_no_more() -> None:
+    wheel = Wheel(1.0)
+    spokes = [Spoke() for _ in range(SLOTS * 3 * AT_ONCE)]
+    for spoke in spokes:
+        wheel.add(spoke)
+    done = [0]
+    for _ in wheel.tick(0.0):
+        done.append(sum(len(spoke.beats) for spoke in spokes))
+        if len(done) == 3:
+            for spoke in spokes:
+                wheel.remove(spoke)
+    assert done == [0, AT_ONCE, 2 * AT_ONCE, 2 * AT_ONCE]
 
 
 def test_is_the_list_of_all() -> None:
