@@ -106,7 +106,7 @@ async def test_a_backlog_is_drained_without_lingering(log: ArchiveLog, archive_s
 
 
 async def test_entries_that_come_together_are_written_together(log: ArchiveLog, archive_settings: Settings) -> None:
-    settings = msgspec.structs.replace(archive_settings, archive_linger_s=0.5)
+    settings = msgspec.structs.replace(archive_settings, archive_linger_s=3.0)  # the votes below may take a while
     async with archiving(settings):
         for _ in range(5):
             log.vote(1)
