@@ -36,6 +36,7 @@ from loadtests.servers import embedded_redis
 Kind = Literal["warm", "cold"]
 AWAY_S = 10.0
 STORM_S = 1.0
+AGAIN_S = 0.2
 GIVE_UP_S = 60.0
 DESCRIPTORS = 20_000
 READS = ("xrange", "eval_ro", "evalsha_ro", "hget")
@@ -69,6 +70,8 @@ class Reader(asyncio.Protocol):
         self.caught_up_s = -1.0
         self.verdict = ""
         self.turned_away = 0
+        self.lost = 0  # connections refused, or ended before it was caught up
+        self._retry_s = 0.0
         self.is_watched = False
 
     async def connect(self) -> None:
@@ -76,7 +79,11 @@ class Reader(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         self.began = self.began or loop.time()
         self.wanted = self.wanted or self._storm.publisher.sent
-        await loop.create_connection(lambda: self, "127.0.0.1", self._storm.port)
+        try:
+            await loop.create_connection(lambda: self, "127.0.0.1", self._storm.port)
+        except OSError:
+            self.lost += 1
+            self._come_back(AGAIN_S)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -110,12 +117,18 @@ class Reader(asyncio.Protocol):
             self.verdict = found[1].decode()
         elif found := _RETRY.search(data):
             self.turned_away += 1
-            asyncio.get_running_loop().call_later(
-                int(found[1]) / 1000, lambda: self._storm.keep(asyncio.create_task(self.connect()))
-            )
+            self._retry_s = int(found[1]) / 1000
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._rest = b""
+        if self.caught_up_s < 0:  # turned away, or cut off on the way: it comes back with what it has
+            self.lost += not self._retry_s
+            self._come_back(self._retry_s or AGAIN_S)
+            self._retry_s, self.verdict = 0.0, ""
+
+    def _come_back(self, after_s: float) -> None:
+        again = asyncio.get_running_loop().call_later
+        again(after_s, lambda: self._storm.keep(asyncio.create_task(self.connect())))
 
     @property
     def cursor(self) -> str:
@@ -258,7 +271,8 @@ async def _storm(
         f"  each of them              p50 {percentile(waits, 50):.2f} s, p99 {percentile(waits, 99):.2f} s\n"
         f"  live latency before       p50 {percentile(calm, 50):.1f} ms, p99 {percentile(calm, 99):.1f} ms\n"
         f"  live latency meanwhile    p50 {percentile(during, 50):.1f} ms, p99 {percentile(during, 99):.1f} ms\n"
-        f"  verdicts                  {verdicts}; turned away {sum(reader.turned_away for reader in crowd)}\n"
+        f"  verdicts                  {verdicts}; turned away {sum(reader.turned_away for reader in crowd)}, "
+        f"connections lost {sum(reader.lost for reader in crowd)}\n"
         f"  reads of Redis meanwhile  {calls}\n"
         f"  busy                      gateway {gateway_busy:.0%}, client {client_busy:.0%}",
         flush=True,
