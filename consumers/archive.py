@@ -4,6 +4,7 @@ import asyncio
 import gc
 import time
 from collections.abc import Mapping
+from functools import partial
 
 import uvloop
 
@@ -16,9 +17,8 @@ from clickhouse.writer import Writer, writer_sources
 from consumers.archive_follower import INSERTS_AT_ONCE, Follower
 from consumers.lease import Leases, Ownership, lease_sources
 from consumers.reconcile import watch
-from consumers.state import open_log, unique_owner
+from consumers.state import unique_owner
 from core import http, keys, logs, redis_client
-from core.errors import Retry
 from core.metrics import (
     ARCHIVE_ROWS,
     ARCHIVE_STUCK,
@@ -57,15 +57,9 @@ async def _main(settings: Settings) -> None:
     clickhouse = ClickHouse(settings.clickhouse_target, connections_max=INSERTS_AT_ONCE + 4)
     client = redis_client.connect(settings, connections_max=224)  # a blocking read per log of up to 64 shards
     try:
-        opening = asyncio.create_task(open_log(client, settings))
-        stopping = asyncio.create_task(stop.wait())
-        await asyncio.wait([opening, stopping], return_when=asyncio.FIRST_COMPLETED)
-        stopping.cancel()
-        if opening.done():
-            log_id, shards = opening.result()
-            await Archive(client, clickhouse, settings, shards, open_shelf(settings, log_id)).run(stop)
-        else:
-            opening.cancel()
+        found = await redis_client.find_log(client, settings, stop)
+        if found is not None:
+            await Archive(client, clickhouse, settings, found[1], open_shelf(settings, found[0])).run(stop)
     finally:
         await clickhouse.close()
         await client.aclose()
@@ -107,7 +101,11 @@ class Archive:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Archive what this process owns until `stop` is set, then finish the batches in flight."""
-        checks = {"redis": self._check_redis, "clickhouse": self._clickhouse.check, "archive": self._check_followers}
+        checks: dict[str, http.Check] = {
+            "redis": partial(redis_client.check, self._client),
+            "clickhouse": self._clickhouse.check,
+            "archive": self._check_followers,
+        }
         settings = self._settings
         async with http.operations_server(checks, settings.metrics_host, settings.archive_metrics_port):
             gauges = asyncio.create_task(self._set_gauges())
@@ -150,13 +148,6 @@ class Archive:
         return {shard: f"@{record.store}" for (shard, _), texts in listed for record in parse_records(texts)}
 
     # -- seen from outside
-
-    async def _check_redis(self) -> str:
-        try:
-            await call(self._client.ping())
-        except Retry as error:
-            return str(error)
-        return ""
 
     async def _check_followers(self) -> str:
         stuck = [f"shard {shard} {log}: {f.stuck}" for (shard, log), f in self._followers.items() if f.stuck]

@@ -4,14 +4,13 @@ import asyncio
 import os
 import secrets
 import socket
-import time
+from functools import partial
 
 import uvloop
 
 from consumers.lease import Leases, Ownership, lease_sources
 from consumers.shard_worker import ShardWorker, state_sources
 from core import http, keys, logs, redis_client
-from core.errors import Retry
 from core.metrics import DEAD, LAG_ENTRIES, LAG_SECONDS, LOOP_ERRORS, UNACCOUNTED
 from core.redis_client import Redis, Scripts
 from core.settings import Settings
@@ -31,33 +30,13 @@ def unique_owner() -> str:
     return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
-async def open_log(client: Redis, settings: Settings) -> tuple[str, int]:
-    """(log id, shards), waiting for Redis for as long as it takes; says so every few seconds."""
-    delay_s = 0.1
-    while True:
-        try:
-            return await redis_client.identify(
-                client, settings, proposal=secrets.token_hex(8), now_ms=time.time_ns() // 1_000_000
-            )
-        except Retry as error:
-            logs.get().warning("waiting for Redis", error=str(error))
-            await asyncio.sleep(delay_s)
-            delay_s = min(5.0, delay_s * 2)
-
-
 async def _main(settings: Settings) -> None:
     stop = http.stop_event()
     client = redis_client.connect(settings, connections_max=80)
-    opening = asyncio.create_task(open_log(client, settings))
-    stopping = asyncio.create_task(stop.wait())
     try:
-        await asyncio.wait([opening, stopping], return_when=asyncio.FIRST_COMPLETED)
-        stopping.cancel()
-        if opening.done():
-            _log_id, shards = opening.result()
-            await StateConsumer(client, settings, shards).run(stop)
-        else:
-            opening.cancel()
+        found = await redis_client.find_log(client, settings, stop)
+        if found is not None:
+            await StateConsumer(client, settings, found[1]).run(stop)
     finally:
         await client.aclose()
 
@@ -78,7 +57,7 @@ class StateConsumer:
     async def run(self, stop: asyncio.Event) -> None:
         """Consume what this process owns until `stop` is set, then finish the batches in flight."""
         settings = self._settings
-        checks = {"redis": self._check_redis}
+        checks = {"redis": partial(redis_client.check, self._client)}
         async with http.operations_server(checks, settings.metrics_host, settings.state_metrics_port):
             gauges = asyncio.create_task(self._set_gauges())
             try:
@@ -93,13 +72,6 @@ class StateConsumer:
             await worker.run()
         finally:
             self._workers.pop(ownership.shard, None)
-
-    async def _check_redis(self) -> str:
-        try:
-            await redis_client.call(self._client.ping())
-        except Retry as error:
-            return str(error)
-        return ""
 
     async def _set_gauges(self) -> None:
         """Figures of the shards owned now: a shard given up is the next owner's to report."""

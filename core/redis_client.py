@@ -7,9 +7,10 @@ and both go over one connection, which cannot span two incarnations. `Scripts` i
 """
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from importlib.resources import files
-from typing import Any, cast
+from secrets import token_hex
+from typing import Any, TypeVar, cast
 
 import redis.asyncio as redis
 from redis.asyncio.retry import Retry as RedisRetry
@@ -25,12 +26,18 @@ from redis.exceptions import (
     TimeoutError,
 )
 
-from core import keys
+from core import keys, logs
+from core.backoff import delay_s
+from core.clock import now_us
 from core.errors import Fatal, Fenced, Retry
 from core.settings import Settings
 
+T = TypeVar("T")
 Redis = redis.Redis
 Argument = bytes | str | int | float
+
+REACH_PAUSE_MAX_S = 2.0
+"""Longest pause between two attempts to reach Redis at the start."""
 
 _TRANSIENT = (ConnectionError, TimeoutError, BusyLoadingError, OutOfMemoryError, ReadOnlyError, OSError)
 _TRANSIENT_CODES = ("OOM", "MISCONF", "BUSY ", "MASTERDOWN", "NOREPLICAS", "CLUSTERDOWN", "TRYAGAIN")
@@ -164,3 +171,41 @@ async def identify(client: Redis, settings: Settings, *, proposal: str, now_ms: 
     if wanted and wanted != shards:
         raise Fatal(f"ARENACAST_SHARDS is {wanted}, but this log was created with {shards} shards, which is final")
     return log_id, int(shards)
+
+
+async def reach(stop: asyncio.Event, attempt: Callable[[], Awaitable[T]]) -> T | None:
+    """Result of `attempt`, repeated until Redis is there, which is said each time; None once told to stop."""
+    stopping = asyncio.ensure_future(stop.wait())
+    failures = 0
+    try:
+        while not stopping.done():
+            trying = asyncio.ensure_future(attempt())
+            await asyncio.wait({trying, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if not trying.done():
+                trying.cancel()
+                await asyncio.wait({trying})
+                break
+            try:
+                return trying.result()
+            except Retry as error:
+                failures += 1
+                logs.get().warning("waiting for Redis", error=str(error))
+            await asyncio.wait({stopping}, timeout=delay_s(failures, REACH_PAUSE_MAX_S))
+    finally:
+        stopping.cancel()
+    return None
+
+
+async def find_log(client: Redis, settings: Settings, stop: asyncio.Event) -> tuple[str, int] | None:
+    """Which log this is and its number of shards, waiting for Redis; None once told to stop. Raises Fatal."""
+    proposal = token_hex(8)
+    return await reach(stop, lambda: identify(client, settings, proposal=proposal, now_ms=now_us() // 1000))
+
+
+async def check(client: Redis) -> str:
+    """For /readyz: "" when Redis answers, else why it does not."""
+    try:
+        await call(client.ping())
+    except Retry as error:
+        return str(error)
+    return ""

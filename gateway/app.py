@@ -3,9 +3,7 @@
 import asyncio
 import gc
 import multiprocessing
-import secrets
 import socket
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -20,7 +18,7 @@ from clickhouse.history import History
 from core import audit, http, logs
 from core.errors import Fatal, Retry
 from core.problem import HANDLERS
-from core.redis_client import Redis, Scripts, call, connect, identify
+from core.redis_client import Redis, Scripts, check, connect, find_log
 from core.settings import Settings
 from gateway.api import contract, history, site, state, stream, updates, ws
 from gateway.auditor import Auditor
@@ -157,32 +155,11 @@ def _listen(settings: Settings) -> socket.socket:
         raise Fatal(f"ARENACAST_GATEWAY_PORT: cannot listen on {host}:{port}: {error.strerror}") from error
 
 
-async def find_log(client: Redis, settings: Settings, stop: asyncio.Event) -> tuple[str, int] | None:
-    """Which log this is; None when asked to stop before Redis answered."""
-    delay_s = 0.1
-    while not stop.is_set():
-        try:
-            return await identify(client, settings, proposal=secrets.token_hex(8), now_ms=int(time.time() * 1000))
-        except Retry as error:
-            logs.get().warning("waiting for Redis", error=str(error))
-        try:
-            await asyncio.wait_for(stop.wait(), delay_s)
-        except TimeoutError:
-            delay_s = min(2.0, delay_s * 2)
-    return None
-
-
 def _redis_check(service: Service, client: Redis) -> http.Check:
-    async def check() -> str:
-        if service.is_draining:
-            return "draining"
-        try:
-            await call(client.ping())
-        except Retry as error:
-            return str(error)
-        return ""
+    async def reachable() -> str:
+        return "draining" if service.is_draining else await check(client)
 
-    return check
+    return reachable
 
 
 def _clickhouse_check(clickhouse: ClickHouse) -> http.Check:

@@ -16,8 +16,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from core import logs
 from core.errors import Fatal
+from core.redis_client import find_log
 from core.settings import Settings, load
-from gateway.app import clients, find_log, make_app
+from gateway.app import clients, make_app
 from gateway.service import Service
 from gateway.source import RedisSource
 

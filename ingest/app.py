@@ -2,10 +2,8 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
-from secrets import token_hex
-from typing import TypeVar
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import uvloop
 from starlette.applications import Starlette
@@ -14,10 +12,10 @@ from starlette.types import ASGIApp
 from core import logs
 from core.clock import Clock, now_us
 from core.digest import voter_key
-from core.errors import Fatal, Retry
+from core.errors import Fatal
 from core.http import Server, config, operations, stop_event
 from core.problem import HANDLERS
-from core.redis_client import connect, identify
+from core.redis_client import connect, find_log, reach
 from core.settings import Settings
 from ingest.ack import AckRedis
 from ingest.api import Api
@@ -31,10 +29,6 @@ CONNECTIONS_SPARE = 4
 """Writing connections beside one per shard: poll changes, and the scripts of a new incarnation."""
 CONNECTIONS_READING = 8
 """For definitions and the watch: apart, so that many votes for unknown polls cannot hold up the log."""
-BACKOFF_S = (0.1, 2.0)
-"""First and longest pause between attempts to reach Redis at the start."""
-
-T = TypeVar("T")
 
 
 def run(settings: Settings) -> None:
@@ -65,9 +59,7 @@ async def service(settings: Settings, stop: asyncio.Event, clock: Clock = now_us
     """The ASGI application with everything behind it; None when `stop` came before Redis did. Raises Fatal."""
     key, voter_secret = settings.secret("ingest_key"), settings.secret("voter_secret")
     async with connect(settings, connections_max=CONNECTIONS_READING) as reader:
-        identity = await _reached(
-            stop, lambda: identify(reader, settings, proposal=token_hex(8), now_ms=clock() // 1000)
-        )
+        identity = await find_log(reader, settings, stop)
         if identity is None:
             yield None
             return
@@ -77,7 +69,7 @@ async def service(settings: Settings, stop: asyncio.Event, clock: Clock = now_us
         writer = AckRedis(connection_pool=pool)
         watch = Watch(reader, writer, settings)
         scripts = WatchedScripts(writer, shards, sources(), watch)
-        await _reached(stop, scripts.load)
+        await reach(stop, scripts.load)
         watching = asyncio.create_task(watch.run())
         appender = Appender(scripts, shards, settings.vote_dedup_window_s)
         batching = Batcher(
@@ -96,20 +88,6 @@ async def service(settings: Settings, stop: asyncio.Event, clock: Clock = now_us
         finally:
             watching.cancel()
             await pool.disconnect()
-
-
-async def _reached(stop: asyncio.Event, attempt: Callable[[], Awaitable[T]]) -> T | None:
-    """Result of `attempt`, tried until Redis is there; None when told to stop before."""
-    pause_s, longest_s = BACKOFF_S
-    while not stop.is_set():
-        try:
-            return await attempt()
-        except Retry as error:
-            logs.get().warning("waiting for Redis", error=str(error))
-        with suppress(TimeoutError):
-            await asyncio.wait_for(stop.wait(), pause_s)
-        pause_s = min(2 * pause_s, longest_s)
-    return None
 
 
 def _listen(host: str, port: int) -> socket.socket:

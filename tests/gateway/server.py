@@ -12,8 +12,9 @@ import msgspec
 import uvicorn
 import uvloop
 
+from core.redis_client import find_log
 from core.settings import Settings
-from gateway.app import clients, find_log, serve_readers
+from gateway.app import clients, serve_readers
 from gateway.asgi import App
 from gateway.service import Service
 from gateway.source import RedisSource
