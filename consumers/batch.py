@@ -6,7 +6,8 @@ and the Redis commands that store the states. The caller applies all of it in on
 Hot path: per vote one dict look-up for the prior vote, `Poll.vote`, and one list append (loadtests.bench_state).
 """
 
-from collections.abc import Mapping, MutableMapping, Sequence
+import time
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 
 import msgspec
 from msgspec import UNSET, Struct
@@ -37,6 +38,9 @@ Command = list[Argument]
 DEDUP_GRACE_S = 3600
 """How long after its end a match still recognises repeated events."""
 
+VOTER_BYTES = 8
+"""Of a voter's keyed hash (`core.digest.voter_hash`), which the log carries as hex digits."""
+
 DEAD_MAX = 100_000
 """Dead letters kept per shard. An operator is alarmed by the first; a hundred thousand are no better evidence."""
 
@@ -45,6 +49,11 @@ _pack = msgspec.msgpack.Encoder().encode
 _unpack_poll = msgspec.msgpack.Decoder(Poll).decode
 _unpack_map = msgspec.msgpack.Decoder(Cs2Map).decode
 _unpack_series = msgspec.msgpack.Decoder(Series).decode
+
+
+def is_ended(state: State | None) -> bool:
+    """Whether this is the final state of a topic, which Redis keeps for the retention only."""
+    return state is not None and state.status in ("closed", "finished")
 
 
 class Limits(Struct, frozen=True):
@@ -74,6 +83,8 @@ class Outcome(Struct):
     dead_votes: int = 0
     vote_ordinal: int = 0
     event_ordinal: int = 0
+    predictions_s: list[float] = []
+    """What each prediction took: reducing the event that changed it, and its message."""
     gaps: int = 0
     """Entries the ordinals show to be missing from the log."""
 
@@ -83,15 +94,37 @@ def decode(entry: Entry) -> Decoded:
     try:
         match entry.kind:
             case "vote":
-                return Decoded(entry, decode_vote(entry.body))
+                return _checked(entry, decode_vote(entry.body))
             case "match":
-                return Decoded(entry, decode_match_event(entry.body))
+                return _checked(entry, decode_match_event(entry.body))
             case "poll":
-                return Decoded(entry, decode_poll(entry.body))
+                return _checked(entry, decode_poll(entry.body))
             case _:
                 return Decoded(entry, None, decode_change(entry.body).due_ms)
-    except (msgspec.DecodeError, ValueError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         return Decoded(entry, None, poison=f"body: {error}"[:300])
+
+
+def _checked(entry: Entry, body: Vote | MatchEvent | PollDefinition) -> Decoded:
+    """What the types leave open. Ingest writes no such entries; one by somebody else must not stop the shard."""
+    match body:
+        case Vote():
+            topic, is_sound = f"poll.{body.poll_id}", len(bytes.fromhex(body.voter)) == VOTER_BYTES
+        case MatchEvent():
+            topic, is_sound = match_topic(body.match_id, body.map_id), True
+        case _:
+            topic, is_sound = f"poll.{body.poll_id}", True
+    if topic != entry.topic:
+        return Decoded(entry, None, poison=f"body of {topic} under another topic")
+    return Decoded(entry, body) if is_sound else Decoded(entry, None, poison="voter is no hash of 8 bytes")
+
+
+def dead_letter(shard: int, entry_id: str | bytes, reason: str, kept: Sequence[Argument]) -> Command:
+    """Put what is `kept` of an entry (field, value, …) aside, with the reason."""
+    return [
+        "XADD", keys.dead(shard), "MAXLEN", "~", DEAD_MAX, "*", "group", keys.STATE_GROUP, "id", entry_id,
+        "reason", reason, *kept,
+    ]  # fmt: skip
 
 
 def topics_needed(batch: Sequence[Decoded]) -> set[str]:
@@ -145,6 +178,7 @@ class BatchReducer:
         priors: Mapping[str, dict[str, str]],
         limits: Limits,
         ordinals: tuple[int, int] = (0, 0),
+        timer: Callable[[], float] = time.perf_counter,
     ) -> None:
         """`priors`: topic → voter → option of the counted vote. `ordinals`: last vote's and last other entry's."""
         self._shard = shard
@@ -152,6 +186,7 @@ class BatchReducer:
         self._states = states
         self._priors = priors
         self._limits = limits
+        self._timer = timer  # for the metrics; no outcome depends on it
         self._out = Outcome(vote_ordinal=ordinals[0], event_ordinal=ordinals[1])
         self._voted: dict[str, Entry] = {}  # topic → last vote's entry of this batch
         self._oldest_us: dict[str, int] = {}  # topic → receipt of the oldest vote behind the coming tally
@@ -282,12 +317,15 @@ class BatchReducer:
             name = series.picks.get(int(event.map_id), "") if event.map_id.isdecimal() else ""
             state = Cs2Map(event.match_id, event.map_id, name, name1=series.name1, name2=series.name2)
             self._states[topic] = state
-        before = state.status
+        before, started_s = state.status, self._timer()
         change = state.apply(event)
+        applied_s = self._timer()
         self._match_touched(entry, topic, state, before, change.state, 2)
         self._rounds(entry, event, change.rounds, change.void)
         if change.prediction:
+            predicting_s = self._timer()
             self._predict(entry, topic, state)
+            self._out.predictions_s.append(applied_s - started_s + self._timer() - predicting_s)
         if event.type == "map_result" and change.state and series.map_finished(event):
             self._match_touched(entry, match_topic(event.match_id, SERIES), series, series.status, True, 4)
 
@@ -338,7 +376,7 @@ class BatchReducer:
         if state.status == "finished":
             if before != "finished":
                 self._set_timer("idle", topic, None)
-                self._end(topic)
+            self._end(topic)  # each time: an event long after the end brings the dedup set back
         else:
             if before == "finished":
                 self._reopen(topic)
@@ -395,11 +433,8 @@ class BatchReducer:
     def _bury(self, entry: Entry, reason: str) -> None:
         self._out.dead += 1
         self._out.dead_votes += entry.kind == "vote"
-        self._add(
-            "XADD", keys.dead(self._shard), "MAXLEN", "~", DEAD_MAX, "*",
-            "group", keys.STATE_GROUP, "id", str(entry.id), "reason", reason,
-            "kind", entry.kind, "topic", entry.topic, "d", entry.body,
-        )  # fmt: skip
+        kept: list[Argument] = ["kind", entry.kind, "topic", entry.topic, "d", entry.body]
+        self._out.commands.append(dead_letter(self._shard, str(entry.id), reason, kept))
 
     def _add(self, *command: Argument) -> None:
         self._out.commands.append(list(command))
@@ -433,7 +468,7 @@ class BatchReducer:
             position = f"{self._epoch}.{entry.id.ms}.{entry.id.seq}"
             self._add("HSET", name, "pos", position, "data", _encode(state.snapshot()), "priv", _pack(state))
             self._add("ZADD", keys.topics(self._shard), entry.id.ms, topic)
-            if state.status in ("closed", "finished"):
+            if is_ended(state):
                 self._add("EXPIRE", name, retention_s)
         for topic, chosen in self._chosen.items():
             name = keys.voters(self._shard, topic)

@@ -18,7 +18,9 @@ from consumers.batch import (
     Limits,
     Outcome,
     State,
+    dead_letter,
     decode,
+    is_ended,
     topics_needed,
     unpack_state,
     voters_needed,
@@ -42,6 +44,11 @@ READ_BLOCK_MS = 250
 """Longest wait for entries; timers are looked at between waits, so a poll closes at most this late."""
 
 HOUSEKEEPING_S = 5.0
+FORGET_MAX = 100
+"""Old topics looked at in one housekeeping."""
+
+BATCH_MAX_BYTES = 8 << 20
+"""Of a batch: its output is one entry, which every gateway reads as a whole."""
 BACKOFF_MAX_S = 2.0
 
 STATE_SCRIPTS = ("apply_batch", "fire_timer", "trim")
@@ -106,6 +113,8 @@ class ShardWorker:
         self._states: dict[str, State] = {}
         self._epochs = epochs.parse({})
         self._loads = -1
+        self._old_topics = 0  # of the topics older than the retention, those known to stay
+        self._read_max = settings.apply_batch_max
         self._failures = 0  # in a row, without a batch applied between them
         self._log = logs.get().bind(job="state", shard=self._shard, fence=self._token)
         self.progress = parse_progress({})
@@ -153,18 +162,23 @@ class ShardWorker:
         reply = await call(
             self._client.xread(
                 {keys.events(self._shard): str(self.progress.last_id)},
-                count=self._settings.apply_batch_max,
+                count=self._read_max,
                 block=READ_BLOCK_MS,
             )
         )
-        return reply[0][1] if reply else []
+        entries = reply[0][1] if reply else []
+        fitting = _fitting(entries)
+        # What was left out is read again, so after large events fewer are asked for, and more again step by step.
+        self._read_max = fitting if fitting < len(entries) else min(2 * self._read_max, self._settings.apply_batch_max)
+        return entries[:fitting]
 
     # -- one batch
 
     async def _apply(self, raw: list[tuple[bytes, dict[bytes, bytes]]]) -> None:
         read_us = self._clock()
         batch, malformed = self._decode(raw)
-        await self._load_states(topics_needed(batch))
+        topics = topics_needed(batch)
+        await self._load_states(topics)
         priors = await self._load_priors(voters_needed(batch))
         progress = self.progress
         last = parse_entry_id(raw[-1][0])
@@ -189,6 +203,8 @@ class ShardWorker:
         await self._write(parse_entry_id(raw[0][0]), epoch, outcome, advanced)
         self.progress = advanced
         self._failures = 0
+        for topic in [topic for topic in topics if is_ended(self._states.get(topic))]:
+            del self._states[topic]  # its copy in Redis expires, and then its id may be used anew
         self._observe(batch, outcome, read_us)
 
     def _decode(self, raw: list[tuple[bytes, dict[bytes, bytes]]]) -> tuple[list[Decoded], list[list[Argument]]]:
@@ -199,10 +215,7 @@ class ShardWorker:
                 batch.append(decode(parse_entry(raw_id, fields)))
             except Poison as error:
                 flat = [part for pair in fields.items() for part in pair]
-                malformed.append(
-                    ["XADD", keys.dead(self._shard), "*", "group", keys.STATE_GROUP, "id", raw_id,
-                     "reason", str(error), *flat[:20]]
-                )  # fmt: skip
+                malformed.append(dead_letter(self._shard, raw_id, str(error), flat[:20]))
         return batch, malformed
 
     async def _load_states(self, topics: Iterable[str]) -> None:
@@ -256,6 +269,8 @@ class ShardWorker:
             queued_ms = max(0.0, read_us / 1000 - batch[0].entry.id.ms)
             STAGE.labels("queue").observe_many(queued_ms, len(batch))
             STAGE.labels("state").observe_many((self._clock() - read_us) / 1000, len(batch))
+        for predicted_s in outcome.predictions_s:
+            STAGE.labels("predict").observe(predicted_s * 1000)
         if outcome.dead:
             DEAD.labels(keys.STATE_GROUP).inc(outcome.dead)
             self._log.error("dead letters", count=outcome.dead, before=str(self.progress.last_id))
@@ -303,22 +318,35 @@ class ShardWorker:
         await self._scripts.run("trim", names, [int(moment * 1000) for moment in keep])
         expired = await call(
             self._client.zrangebyscore(
-                keys.topics(shard), "-inf", int((now_s - self._settings.final_retention_s) * 1000), start=0, num=100
+                keys.topics(shard), "-inf", int((now_s - self._settings.final_retention_s) * 1000),
+                start=self._old_topics, num=FORGET_MAX,
             )
-        )
-        for member in expired:
-            await self._forget(member.decode())
+        )  # fmt: skip
+        gone = [await self._forget(member.decode()) for member in expired]
+        # Polls that were never closed stay: look behind them next time, and from the beginning after the last.
+        self._old_topics = self._old_topics + gone.count(False) if len(expired) == FORGET_MAX else 0
 
-    async def _forget(self, topic: str) -> None:
-        """Take a topic whose final state expired out of the listings."""
+    async def _forget(self, topic: str) -> bool:
+        """Take a topic out of the listings if its final state expired. Whether it was."""
         if await call(self._client.exists(keys.state(self._shard, topic))):
-            return
+            return False
         pipe = self._client.pipeline(transaction=False)
         pipe.zrem(keys.topics(self._shard), topic)
         if topic.startswith("match."):
             _, match_id, map_id = topic.split(".")
             pipe.srem(keys.maps(self._shard, match_id), map_id)
         await call(pipe.execute())
+        return True
+
+
+def _fitting(entries: list[tuple[bytes, dict[bytes, bytes]]]) -> int:
+    """How many of the first entries make a batch: at least one, then up to `BATCH_MAX_BYTES`."""
+    size = 0
+    for number, (_, fields) in enumerate(entries):
+        size += sum(map(len, fields.values()))
+        if number and size > BATCH_MAX_BYTES:
+            return number
+    return len(entries)
 
 
 _STATES_MAX = 20_000

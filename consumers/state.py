@@ -11,7 +11,7 @@ import uvloop
 from consumers.lease import Leases, Ownership, lease_sources
 from consumers.shard_worker import ShardWorker, state_sources
 from core import http, keys, logs, redis_client
-from core.metrics import DEAD, LAG_ENTRIES, LAG_SECONDS, LOOP_ERRORS, UNACCOUNTED
+from core.metrics import DEAD, LAG_ENTRIES, LAG_SECONDS, LOOP_ERRORS, STAGE, UNACCOUNTED
 from core.redis_client import Redis, Scripts
 from core.settings import Settings
 
@@ -51,6 +51,8 @@ class StateConsumer:
         self._leases = Leases(self._scripts, JOB, shards, unique_owner(), settings.lease_ttl_s)
         self._workers: dict[int, ShardWorker] = {}
         DEAD.labels(keys.STATE_GROUP)  # so that the series are there from the start
+        for stage in ("queue", "state", "predict"):
+            STAGE.labels(stage)
         for loop in (JOB, "lease", "state_gauges"):
             LOOP_ERRORS.labels(loop)
 

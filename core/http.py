@@ -3,7 +3,7 @@
 import asyncio
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 from core import logs
 from core.http_protocol import GuardedProtocol
@@ -65,9 +65,16 @@ def operations(checks: Mapping[str, Check]) -> list[Route]:
     ]
 
 
+def application(routes: Sequence[BaseRoute]) -> Starlette:
+    """Routes with our own form of every error. A path with a slash too many is 404, not a redirect to a guessed URL."""
+    app = Starlette(routes=routes, exception_handlers=HANDLERS)
+    app.router.redirect_slashes = False
+    return app
+
+
 def operations_app(checks: Mapping[str, Check]) -> Starlette:
     """The whole HTTP side of a process that serves nothing else (the consumers)."""
-    return Starlette(routes=list(operations(checks)), exception_handlers=HANDLERS)
+    return application(operations(checks))
 
 
 class Server(uvicorn.Server):
@@ -80,9 +87,13 @@ class Server(uvicorn.Server):
 
 
 def config(app: Any, host: str, port: int, **options: Any) -> uvicorn.Config:
-    """uvicorn as we run it everywhere: uvloop, our guarded protocol, our own logging, no server header."""
+    """uvicorn as we run it everywhere: uvloop, our guarded protocol, our own logging, no server header.
+
+    No WebSocket unless asked for: where there is none, a request to upgrade is answered like any other request.
+    """
     return uvicorn.Config(
-        app, host=host, port=port, loop="uvloop", http=options.pop("http", GuardedProtocol), log_config=None,
+        app, host=host, port=port, loop="uvloop", http=options.pop("http", GuardedProtocol),
+        ws=options.pop("ws", "none"), log_config=None,
         access_log=False, server_header=False, date_header=False, lifespan="off", timeout_keep_alive=30,
         timeout_graceful_shutdown=options.pop("timeout_graceful_shutdown", 5), **options,
     )  # fmt: skip

@@ -3,7 +3,7 @@
 uvicorn buffers a request head of any size and waits for the end of one for ever, so a single client without a key
 could fill the memory or hold every connection. Leans on uvicorn 0.54 (tests/core/test_http_protocol.py fails when
 something moves): the parser callbacks on_message_begin, on_headers_complete and on_message_complete,
-send_400_response, and `cycle` with disconnected, response_complete and message_event.
+send_400_response, _unsupported_upgrade_warning, and `cycle` with disconnected, response_complete and message_event.
 """
 
 import asyncio
@@ -20,6 +20,9 @@ HEAD_TIMEOUT_S = 15.0
 
 MESSAGE_TIMEOUT_S = 45.0
 """To the end of the body: above the 30 s after which ingest answers 408, so that whoever dribbles on is hung up on."""
+
+
+_END = b"\r\n\r\n"
 
 
 class GuardedProtocol(HttpToolsProtocol):
@@ -46,6 +49,9 @@ class GuardedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._in_head and len(data) > self.head_bytes_max and not 0 <= data.find(_END) < self.head_bytes_max:
+            self._refuse_head()  # one read can hold more than a head may have
+            return
         was_in_head = self._in_head and self._head_bytes > 0
         super().data_received(data)
         if not self._in_head:
@@ -53,7 +59,7 @@ class GuardedProtocol(HttpToolsProtocol):
         # Counted by what arrives, not by what is parsed: the parser keeps an unfinished header to itself.
         self._head_bytes += len(data) if was_in_head else 1
         if self._head_bytes > self.head_bytes_max and self.transport is not None and not self.transport.is_closing():
-            self._refuse(Problem(431, f"a request head has at most {self.head_bytes_max} bytes"))
+            self._refuse_head()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -72,6 +78,9 @@ class GuardedProtocol(HttpToolsProtocol):
         self._expect(None)
         super().on_message_complete()
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """Nothing: the request is answered without an upgrade, and a client must not fill the log."""
+
     def send_400_response(self, msg: str) -> None:
         """The parser's refusals, as a problem like every other error."""
         self._refuse(Problem(400, msg))
@@ -85,6 +94,9 @@ class GuardedProtocol(HttpToolsProtocol):
     def _too_slow(self) -> None:
         self._deadline = None
         self.transport.close()
+
+    def _refuse_head(self) -> None:
+        self._refuse(Problem(431, f"a request head has at most {self.head_bytes_max} bytes"))
 
     def _refuse(self, problem: Problem) -> None:
         body = problem.body

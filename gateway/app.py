@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import uvloop
-from starlette.applications import Starlette
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import ASGIApp
 
@@ -17,7 +16,6 @@ from clickhouse.client import ClickHouse
 from clickhouse.history import History
 from core import audit, http, logs
 from core.errors import Fatal, Retry
-from core.problem import HANDLERS
 from core.redis_client import Redis, Scripts, check, connect, find_log
 from core.settings import Settings
 from gateway.api import contract, history, site, state, stream, updates, ws
@@ -62,7 +60,7 @@ def make_app(service: Service, client: Redis, clickhouse: ClickHouse) -> Any:
         *contract.routes(service.settings),
         *site.routes(),
     ]
-    app: ASGIApp = Starlette(routes=routes, exception_handlers=HANDLERS)
+    app: ASGIApp = http.application(routes)
     if service.settings.compression == "on":  # of what is no event stream; those have their own way
         app = GZipMiddleware(app, minimum_size=GZIP_MIN_BYTES, compresslevel=GZIP_LEVEL)
     return Policy(app, service.settings.cors_origins)

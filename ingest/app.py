@@ -6,15 +6,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import uvloop
-from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
 from core import logs
 from core.clock import Clock, now_us
 from core.digest import voter_key
 from core.errors import Fatal
-from core.http import Server, config, operations, stop_event
-from core.problem import HANDLERS
+from core.http import Server, application, config, operations, stop_event
 from core.redis_client import connect, find_log, reach
 from core.settings import Settings
 from ingest.ack import AckRedis
@@ -82,9 +80,7 @@ async def service(settings: Settings, stop: asyncio.Event, clock: Clock = now_us
             async with batching as batcher:
                 api = Api(Polls(reader, scripts, shards, clock), batcher, watch, voter_key(voter_secret), clock)
                 routes = [*api.routes(), *operations({"redis": watch.check})]
-                app = Starlette(routes=routes, exception_handlers=HANDLERS)
-                app.router.redirect_slashes = False
-                yield Door(app, key)
+                yield Door(application(routes), key)
         finally:
             watching.cancel()
             await pool.disconnect()
@@ -96,4 +92,4 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
-        raise Fatal(f"cannot listen on {host}:{port}: {error.strerror}") from error
+        raise Fatal(f"ARENACAST_INGEST_PORT: cannot listen on {host}:{port}: {error.strerror}") from error

@@ -165,3 +165,33 @@ def test_a_correction_of_a_match_that_nobody_knows_any_more_creates_no_state() -
     script.add("match", match_topic("m", "1"), body)
     states, [outcome] = run(script.entries, set())
     assert (states, len(outcome.messages), outcome.commands) == ({}, 1, [])
+
+
+def test_entries_that_ingest_would_not_write_are_dead_and_stop_nothing() -> None:
+    log = Script()
+    entries = script([("define", "p1", "first"), ("vote", "p1", "a", "w"), ("round", 1, 0)])
+    log.entries, log.ordinals = entries, {"vote": 1, "other": 2}
+    vote = {"event_id": "e", "poll_id": "p1", "option": "a", "voter": "twitch:12345"}
+    log.add("vote", poll_topic("p1"), vote)
+    log.add("vote", poll_topic("p2"), {**vote, "voter": "0" * 16})
+    log.add("match", "match.m", {"event_id": "e", "match_id": "m", "map_id": "0", "type": "round_end"})
+    deep = b'{"data":' + b"[" * 100_000
+    log.entries.append(Entry(EntryId(9000, 0), "match", match_topic("m", "0"), 1, "c", 4, deep))
+    states, [outcome] = run(log.entries, set())
+    assert (outcome.votes, outcome.dead, outcome.dead_votes) == (1, 4, 2)
+    assert set(states) == {"poll.p1", "match.m.0", "match.m.series"}
+    assert all("MAXLEN" in command for command in outcome.commands if command[0] == "XADD")
+
+
+def test_an_event_long_after_the_end_does_not_keep_the_ids_of_a_map_for_ever() -> None:
+    entries = script([("round", 13, 0), ("result", 13, 0), ("round", 13, 1)])
+    _, outcomes = run(entries, {0, 1, 2})
+    expiring = [[c[1] for c in o.commands if c[0] == "EXPIRE" and str(c[1]).startswith("seen:")] for o in outcomes]
+    assert expiring == [[], ["seen:{s00}:match.m.0"], ["seen:{s00}:match.m.0"]]
+
+
+def test_what_a_prediction_took_is_told() -> None:
+    entries = script([("round", 1, 0), ("vote", "nope", "a", "w"), ("round", 2, 0)])
+    _, [outcome] = run(entries, set())
+    assert len(outcome.predictions_s) == 2
+    assert all(took > 0 for took in outcome.predictions_s)

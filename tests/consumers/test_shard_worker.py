@@ -212,7 +212,13 @@ async def test_the_consumer_group_shows_the_committed_position_and_no_lag(settin
         ({"h": "vote poll.p1 1 c 1", "d": "{"}, "body"),
         ({"h": "nonsense", "d": "{}"}, "malformed"),
         ({"x": "y"}, "malformed"),
-        ({"h": "vote poll.none 1 c 1", "d": '{"event_id":"e","poll_id":"none","option":"a","voter":"00"}'}, "not know"),
+        (
+            {
+                "h": "vote poll.none 1 c 1",
+                "d": '{"event_id":"e","poll_id":"none","option":"a","voter":"0000000000000000"}',
+            },
+            "not know",
+        ),
         ({"h": "open poll.none 1 c 1", "d": '{"reason":"timer"}'}, "not know"),
     ],
 )
@@ -329,6 +335,53 @@ async def test_trimming_never_passes_a_reader(settings: Settings, log: LogWriter
     left: Any = log.client.xrange(keys.events(shard))
     assert parse_entry_id(left[0][0]) <= parse_entry_id(ids[500])
     assert len(left) < 1000
+
+
+async def test_the_id_of_a_poll_whose_final_state_expired_can_be_used_anew(settings: Settings, log: LogWriter) -> None:
+    """The owner has run since then and must not answer from its memory."""
+    shard = shard_of("poll.p1", SHARDS)
+    async with owner(settings, shard):
+        log.poll("p1")
+        log.close("p1")
+        await wait_until(lambda: state(log, "poll.p1").get("status") == "closed", 10, "closed")
+        log.client.delete(keys.state(shard, "poll.p1"))
+        log.poll("p1")
+        log.vote("p1", "e1", "a", "v1")
+        await applied(log, "poll.p1", 1)
+    assert state(log, "poll.p1")["status"] == "open"
+    assert not log.client.exists(keys.dead(shard))
+
+
+async def test_polls_that_are_never_closed_do_not_keep_expired_topics_in_the_listings(
+    settings: Settings, log: LogWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("consumers.shard_worker.FORGET_MAX", 2)
+    shard = 0
+    for number in range(5):
+        log.client.zadd(keys.topics(shard), {f"poll.open{number}": number})
+        log.client.hset(keys.state(shard, f"poll.open{number}"), "pos", "1.1.1")
+    log.client.zadd(keys.topics(shard), {f"poll.gone{number}": 10 + number for number in range(3)})
+    async with owner(settings, shard) as running:
+        for _ in range(6):
+            await running.workers[shard]._housekeeping()
+    left: Any = log.client.zrange(keys.topics(shard), 0, -1)
+    assert sorted(left) == [b"poll.open%d" % number for number in range(5)]
+
+
+async def test_large_events_are_applied_in_batches_of_bounded_size(
+    settings: Settings, log: LogWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("consumers.shard_worker.BATCH_MAX_BYTES", 10_000)
+    for number in range(12):
+        log.event("m1", "1", "noise", {"number": number, "text": "x" * 4000})
+    log.event("m1", "1", "noise", {"number": 12, "text": "x" * 30_000})
+    shard = shard_of("match.m1.1", SHARDS)
+    async with owner(settings, shard):
+        await wait_until(lambda: len([m for m in messages(log, "match.m1.1") if m.kind == "noise"]) == 13, 10, "all")
+    noise = [[m for m in update.messages if m.kind == "noise"] for _, update in updates(log, shard)]
+    assert [len(batch) for batch in noise] == [2, 2, 2, 2, 2, 2, 1]
+    numbers = [msgspec.json.decode(m.data)["data"]["number"] for batch in noise for m in batch]
+    assert numbers == list(range(13))
 
 
 async def test_a_new_incarnation_of_the_server_starts_an_epoch_and_loses_nothing(

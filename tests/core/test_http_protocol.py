@@ -6,13 +6,12 @@ from contextlib import asynccontextmanager
 
 import msgspec
 import pytest
-from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from core import http_protocol
-from core.http import Server, config
+from core.http import Server, application, config
 from core.http_protocol import HEAD_BYTES_MAX, GuardedProtocol
 from tests.support.ports import free_port
 from tests.support.waiting import wait_until
@@ -36,7 +35,7 @@ async def hold(request: Request) -> Response:
 @asynccontextmanager
 async def server() -> AsyncIterator[int]:
     port = free_port()
-    app = Starlette(routes=[Route("/", echo, methods=["GET", "POST"]), Route("/hold", hold)])
+    app = application([Route("/", echo, methods=["GET", "POST"]), Route("/hold", hold)])
     running = Server(config(app, "127.0.0.1", port))
     task = asyncio.create_task(running.serve())
     await wait_until(lambda: running.started, 5, "serving")
@@ -78,6 +77,30 @@ async def test_a_head_without_end_is_cut_off(piece: bytes) -> None:
         sent = [b"GET / HTTP/1.1\r\nHost: x\r\nLong: ", *[piece] * (40 * HEAD_BYTES_MAX // len(piece))]
         got = await answer(port, *sent)
     assert not got or b" 431 " in got.split(b"\r\n")[0]
+
+
+async def test_a_head_that_is_too_large_is_refused_also_when_it_comes_at_once() -> None:
+    async with server() as port:
+        head = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nLong: "
+        refused = await answer(port, head + b"a" * HEAD_BYTES_MAX + b"\r\n\r\n")
+        taken = await answer(port, head + b"a" * (HEAD_BYTES_MAX - 1000) + b"\r\n\r\n")
+    assert b" 431 " in refused.split(b"\r\n")[0]
+    assert b" 200 " in taken.split(b"\r\n")[0]
+
+
+async def test_a_wish_for_a_websocket_is_answered_like_any_request_where_there_is_none() -> None:
+    wish = b"Connection: Upgrade, close\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: "
+    async with server() as port:
+        got = await answer(port, b"PUT / HTTP/1.1\r\nHost: x\r\n" + wish + b"a" * 22 + b"==\r\n\r\n")
+    head, _, body = got.partition(b"\r\n\r\n")
+    assert b"application/problem+json" in head
+    assert msgspec.json.decode(body)["status"] == 405
+
+
+async def test_a_slash_too_many_is_not_found_and_not_redirected() -> None:
+    async with server() as port:
+        got = await answer(port, b"GET /hold/ HTTP/1.1\r\nHost: elsewhere\r\nConnection: close\r\n\r\n")
+    assert b" 404 " in got.split(b"\r\n")[0]
 
 
 async def test_a_large_body_is_no_large_head() -> None:
