@@ -161,7 +161,9 @@ class Cs2Map(Struct):
         for _ in range(min(gap - 1, _ROUNDS_MAX)):
             score[winner == "team2"] += 1
             rounds.append(RoundResult(sum(score), winner, "", score[0], score[1]))
-        return rounds
+        # A feed that counts rounds without scores may have got ahead of the score.
+        last = self.rounds[-1].round_no if self.rounds else 0
+        return [missed for missed in rounds if missed.round_no > last]
 
     def _add(self, rounds: list[RoundResult], void: list[RoundResult]) -> Change:
         self.rounds.extend(rounds)

@@ -204,3 +204,12 @@ def test_a_senseless_prior_changes_nothing(data: dict[str, Any]) -> None:
     before = msgspec.structs.asdict(state)
     assert not state.apply(event("win_prior", data)).prediction
     assert msgspec.structs.asdict(state) == before
+
+
+def test_no_round_is_in_the_list_twice_when_a_feed_sends_scores_only_sometimes() -> None:
+    state = Cs2Map("m", "0")
+    state.apply(round_end(1, 0))
+    state.apply(event("round_end", {"winner": "team1"}, source="api", round_no=3))  # the score is 2:0 now
+    state.apply(round_end(4, 0))
+    assert [known["round_no"] for known in state.view()["rounds"]] == [1, 3, 4]  # type: ignore[attr-defined]
+    assert state.view()["team1"] == {"name": "Alpha", "score": 4}

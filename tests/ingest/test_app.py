@@ -168,4 +168,6 @@ def test_a_taken_port_is_one_line(settings: Settings) -> None:
     with socket.create_server(("127.0.0.1", settings.ingest_port)), running(settings) as process:
         code, output = process.ended()
     assert code == 1
-    assert output.splitlines()[-1].startswith(f"arenacast: cannot listen on 127.0.0.1:{settings.ingest_port}")
+    assert output.splitlines()[-1].startswith(
+        f"arenacast: ARENACAST_INGEST_PORT: cannot listen on 127.0.0.1:{settings.ingest_port}"
+    )
