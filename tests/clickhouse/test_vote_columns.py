@@ -137,6 +137,10 @@ def test_one_strange_header_changes_nothing_for_the_others(header: bytes) -> Non
     assert_same([entry(0, vote(0)), entry(1, vote(1), header), entry(2, vote(2))])
 
 
+def test_an_empty_body_is_not_made_up_for_by_two_in_one() -> None:
+    assert_same([entry(0, vote(0)), entry(1, b""), entry(2, vote(2) + vote(3)), entry(4, vote(4))])
+
+
 def test_missing_fields_and_other_entries_are_read_alike() -> None:
     event = {"event_id": "x", "match_id": "m", "map_id": "1", "type": "round_end"}
     others: list[RawEntry] = [
