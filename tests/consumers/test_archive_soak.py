@@ -100,6 +100,8 @@ async def kill_again_and_again(site: Site, kills: int, *options: str) -> dict[st
     site.start(*options)
     for number in range(kills):
         site.load.append(4 * BATCH)
+        done = site.load.archived()
+        await wait_until(lambda done=done: site.load.archived() > done, 60.0, "it goes on")  # type: ignore[misc]
         await wait_until(lambda: bool(site.load.plans()), 60.0, "a batch is in flight")
         await asyncio.sleep(chance.uniform(0, 0.08))
         kind = ("archive", "engine", "both")[number % 3]

@@ -14,11 +14,12 @@ from core.names import poll_topic, shard_of
 
 MONTH_US = 31 * 24 * 3600 * 1_000_000
 POLLS = 24
+MONTHS = 12
 
 
 class ArchiveLoad:
-    """Appends as ingest lays it out, in pipelines; received in this month or one of the two before, so that a batch has
-    rows in three partitions of every table that is partitioned by time."""
+    """Appends as ingest lays it out, in pipelines; received in any month of a year, so that a batch has rows in
+    many partitions of every table that is partitioned by time, and storing it takes long enough to be torn."""
 
     def __init__(self, sync: redis.Redis, shards: int, seed: int) -> None:
         self._sync: Any = sync
@@ -39,7 +40,7 @@ class ArchiveLoad:
             shard = shard_of(topic, self._shards)
             self._ordinals[shard] += 1
             event_id, option = f"e{self.votes}", "abc"[self.votes % 3]
-            received_us = now_us - self._chance.randrange(3) * MONTH_US
+            received_us = now_us - self._chance.randrange(MONTHS) * MONTH_US
             body = (
                 f'{{"event_id":"{event_id}","poll_id":"{poll_id}","option":"{option}","voter":"{self.votes:016x}",'
                 f'"ts":null,"source":"load"}}'
