@@ -11,14 +11,14 @@ from core.position import K_ALL, ZERO, EntryId, Position, parse_entry_id
 from core.redis_client import Redis, call
 
 BEFORE_ALL = 1
-"""Epoch of what lies before the first recorded one: the beginning of a log that nobody has written yet."""
+"""Epoch of a log that nobody has written yet: all that a position can name there is its beginning."""
 
 
 class Epochs:
     """Epoch table of one shard: epoch -> first entry id. Immutable."""
 
     def __init__(self, firsts: Mapping[int, EntryId]) -> None:
-        self._firsts = [(ZERO, BEFORE_ALL), *sorted((first, epoch) for epoch, first in firsts.items())]
+        self._firsts = sorted((first, epoch) for epoch, first in firsts.items()) or [(ZERO, BEFORE_ALL)]
 
     @property
     def current(self) -> int:
@@ -43,7 +43,7 @@ class Epochs:
         An id at or above the first id of a later epoch belongs to that one: whoever holds it with the older epoch
         saw an entry that the log then lost.
         """
-        return self.of(position.entry) == position.epoch
+        return self.of(position.entry) == position.epoch or (position.epoch, position.entry) == (BEFORE_ALL, ZERO)
 
 
 def parse(fields: Mapping[bytes, bytes]) -> Epochs:

@@ -45,6 +45,11 @@ def test_beginning_of_the_log_is_a_position_that_holds() -> None:
         assert table.holds(table.at(ZERO))
 
 
+def test_what_lies_before_the_first_recorded_epoch_belongs_to_it() -> None:
+    """So that one run of entries is one epoch's, whoever recorded it and when."""
+    assert Epochs({5: EntryId(100, 1)}).of(EntryId(50, 0)) == 5
+
+
 def test_position_at_the_beginning_of_an_unwritten_log_holds_when_the_first_epoch_begins() -> None:
     """Whoever subscribed before the first event is not asked to come back because of it."""
     assert Epochs({1_764_000_000_000: EntryId(0, 1)}).holds(Epochs({}).at(ZERO))
