@@ -22,6 +22,11 @@ DATABASE = "arenacast"
 """Database of a URL that names none."""
 
 _CONNECT_TIMEOUT_S = 5.0
+
+_SILENCE_MAX_S = 48 * 3600.0
+"""Bound of the library, beyond any that a call of ours names (`asyncio.timeout`): a long statement answers nothing
+until its end, and one that we give up while it runs would run beside its own repeat."""
+
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 _TRANSIENT_CODES = frozenset(
@@ -190,7 +195,7 @@ class ClickHouse:
                     autogenerate_session_id=False,  # a session allows one query at a time
                     compress=False if target.host in _LOOPBACK else "lz4",
                     connect_timeout=_CONNECT_TIMEOUT_S,
-                    send_receive_timeout=self._timeout_s,
+                    send_receive_timeout=_SILENCE_MAX_S,
                 )
         return self._client
 

@@ -59,6 +59,7 @@ class SpilledLog:
         self._token = token
         self._stream = stream_key(shard, log)
         self._records: list[Record] = []
+        self._is_sure = True  # that the records are all there are
         self._opened: tuple[str, list[RawEntry], list[EntryId]] = ("", [], [])
 
     # -- reading
@@ -66,13 +67,17 @@ class SpilledLog:
     async def load(self, committed: EntryId) -> None:
         """Learn which segments there are, and set right what crashes left."""
         self._records = parse_records(await call(self._client.lrange(keys.segments(self._shard, self._log), 0, -1)))
+        self._is_sure = True
         self._opened = ("", [], [])
         if self._shelf is not None:
             listed = [record.file for record in self._records]
             await asyncio.to_thread(self._shelf.sweep, self._shard, self._log, listed, committed)
 
     async def entries(self, after: EntryId, limits: Limits, last: EntryId | None = None) -> tuple[list[RawEntry], bool]:
-        """Like `read_entries`, of segments and stream. Raises Stuck where a segment can be had from neither."""
+        """Like `read_entries`, of segments and stream. Raises Stuck where a segment can be had from neither, and Retry
+        when the last one may have been noted without us knowing: then the stream may have a hole where it begins."""
+        if not self._is_sure:
+            raise Retry("whether the last segment was noted is not known: load anew")
         found: list[RawEntry] = []
         size = 0
         for record in self._records:
@@ -192,7 +197,9 @@ class SpilledLog:
             keys.segments(self._shard, self._log),
         ]  # fmt: skip
         text = msgspec.json.encode(record)
+        self._is_sure = False  # should the answer be lost
         try:
             await self._scripts.run("archive_spill", names, [self._token, epoch, record.after, record.last, text])
         except ResponseError as error:
             raise Retry(f"archive_spill: {error}") from error
+        self._is_sure = True

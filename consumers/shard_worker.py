@@ -254,14 +254,17 @@ class ShardWorker:
         counters = advanced.counters()
         args: list[Argument] = [
             self._token, str(progress.last_id), str(advanced.last_id), update, str(advanced.applied),
-            keys.STATE_GROUP, len(counters), *counters,
+            keys.STATE_GROUP, self._epochs.current, len(counters), *counters,
         ]  # fmt: skip
         touched: set[str] = set()
         for command in outcome.commands:
             args.append(len(command))
             args.extend(command)
             touched.add(str(command[1]))
-        fixed = [keys.fence(shard, "state"), keys.progress(shard), keys.events(shard), keys.updates(shard)]
+        fixed = [
+            keys.fence(shard, "state"), keys.progress(shard), keys.events(shard), keys.updates(shard),
+            keys.epochs(shard),
+        ]  # fmt: skip
         await self._scripts.run("apply_batch", [*fixed, *touched], args)
 
     def _observe(self, batch: list[Decoded], outcome: Outcome, read_us: int) -> None:

@@ -68,6 +68,8 @@ def translate(error: Exception) -> Exception:
     """What a Redis error means to the caller: Retry, Fenced, or the error itself."""
     if isinstance(error, ResponseError) and str(error).startswith("FENCED"):
         return Fenced(str(error))
+    if isinstance(error, ResponseError) and str(error).startswith("STALE"):
+        return Retry(str(error))
     if isinstance(error, _TRANSIENT) or str(error).startswith(_TRANSIENT_CODES):
         return Retry(f"Redis: {type(error).__name__}: {error}")
     return error

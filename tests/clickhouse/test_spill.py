@@ -15,6 +15,7 @@ from clickhouse.writer import Plan
 from core import keys
 from core.errors import Fenced, Retry
 from core.position import EntryId, parse_entry_id
+from core.redis_client import Scripts
 from core.updates import Prediction
 from tests.clickhouse.test_writer import CrashingWriter, crash
 from tests.support.archive_log import EVERYTHING, ArchiveLog
@@ -79,6 +80,32 @@ async def test_without_being_on_disk_nothing_is_trimmed(log: ArchiveLog, shelf: 
     await spilled_log(log).spill(FOREVER, TENS)
     assert log.trim() == 9
     assert log.sync.xlen(keys.events(0)) == 11
+
+
+async def test_a_segment_noted_without_an_answer_leaves_no_hole(
+    log: ArchiveLog, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record is in Redis, the connection broke, the log is trimmed, and the same owner goes on."""
+    log.vote(25)
+    writer = log.writer()
+    await writer.take_over()
+    original = Scripts.run
+
+    async def run(self: Scripts, name: str, names: Any, args: Any) -> Any:
+        await original(self, name, names, args)
+        raise Retry("connection lost after the effect")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Scripts, "run", run)
+        with pytest.raises(Retry):
+            await writer.spilled.spill(FOREVER, TENS)
+    assert log.trim() == 9
+    with pytest.raises(Retry, match="not known"):
+        await writer.read(EVERYTHING)
+    await writer.take_over()
+    while (batch := await writer.read(EVERYTHING)) is not None:
+        await writer.write(batch)
+    await log.assert_exact()
 
 
 async def test_a_plan_in_flight_is_redone_from_segments_and_stream(log: ArchiveLog, shelf: Shelf) -> None:

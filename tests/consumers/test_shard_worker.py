@@ -12,12 +12,13 @@ import redis
 
 from consumers.lease import Leases, Ownership, lease_sources
 from consumers.shard_worker import ShardWorker, state_sources
-from core import keys, redis_client
+from core import epochs, keys, redis_client
 from core.clock import now_us
 from core.digest import MASK, vote_hash
 from core.errors import Fenced
 from core.names import poll_topic, shard_of
 from core.position import parse_entry_id
+from core.rdb_copy import copy_rdb
 from core.redis_client import Redis, Scripts
 from core.settings import Settings
 from core.updates import Message, Update, decode_update
@@ -191,6 +192,26 @@ async def test_a_zombie_owner_writes_nothing(settings: Settings, log: LogWriter)
             results = await asyncio.wait_for(asyncio.gather(*zombie.tasks, return_exceptions=True), 10)
         assert isinstance(results[0], Fenced)
     assert state(log, "poll.p1")["options"]["a"] == 20
+
+
+async def test_an_epoch_that_begins_while_the_consumer_runs_is_the_epoch_of_what_follows(
+    settings: Settings, log: LogWriter, tmp_path: Path
+) -> None:
+    """A replica comes, the server takes a new replication id, the next process to start begins an epoch."""
+    shard = shard_of("poll.p1", SHARDS)
+    log.poll("p1")
+    async with owner(settings, shard) as running:
+        await wait_until(lambda: bool(state(log, "poll.p1")), 10, "poll known")
+        before = (await epochs.load(running.client, shard)).current
+        await asyncio.to_thread(copy_rdb, settings.redis_url, tmp_path / "as-a-replica.rdb")
+        await Scripts(running.client, SHARDS, lease_sources()).load()
+        now = (await epochs.load(running.client, shard)).current
+        assert now > before, "the scenario takes place"
+        log.vote("p1", "e1", "a", "v1")
+        await applied(log, "poll.p1", 1)
+    assert [update.epoch for _, update in updates(log, shard)][1:] == [now]
+    position: Any = log.client.hget(keys.state(shard, "poll.p1"), "pos")
+    assert position.startswith(f"{now}.".encode())
 
 
 async def test_the_consumer_group_shows_the_committed_position_and_no_lag(settings: Settings, log: LogWriter) -> None:
