@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 import msgspec
 
 from clickhouse.history import History
-from clickhouse.queries import Asked, StoredEvent
+from clickhouse.queries import BEGINNING, Asked, Place, StoredEvent
 from clickhouse.replay import pages
 from core.errors import Fatal
 
@@ -24,8 +24,16 @@ class Corrections:
     def __init__(self, newest: dict[str, StoredEvent]) -> None:
         self._newest = newest
 
-    async def applied(self, batches: AsyncIterator[list[StoredEvent]]) -> AsyncIterator[list[StoredEvent]]:
-        """The same events, in order, each in the version that counts."""
+    def since(self, after: Place) -> Place:
+        """From where to read for the events after a place: whether a correction stands for itself depends on what came
+        before it."""
+        return BEGINNING if self._newest else after
+
+    async def applied(
+        self, batches: AsyncIterator[list[StoredEvent]], after: Place = BEGINNING
+    ) -> AsyncIterator[list[StoredEvent]]:
+        """The same events, in order, each in the version that counts; of `batches`, read from `since`, those after a
+        place."""
         shown: set[str] = set()
         async for batch in batches:
             events = []
@@ -37,7 +45,7 @@ class Corrections:
                 elif root not in shown:
                     shown.add(root)
                     events.append(msgspec.structs.replace(newest, place=event.place, received_ms=event.received_ms))
-            if events:
+            if events := [event for event in events if event.place > after]:
                 yield events
 
 

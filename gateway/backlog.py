@@ -25,7 +25,6 @@ from gateway.source import Source
 COUNT_MAX = 128
 """Entries of one read: a batch is at most a few hundred messages, and the event loop waits while they are decoded."""
 
-CACHE_BYTES_MAX = 32 * 1024 * 1024
 HEAD_FRESH_S = 2.0
 """A chunk that ends at the newest entry is shared this long, older ones for ever. It may well be behind by then: what
 follows it is in the ring, or in the next chunk."""
@@ -109,12 +108,11 @@ def passed(position: Position, entry: EntryId) -> bool:
 class Backlog:
     """Shared reads of the output logs."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, bytes_max: int) -> None:
+        """`bytes_max`: of the chunks that are kept."""
         self._source = source
         self._log = logs.get()
-        self._chunks: SharedReads[Chunk] = SharedReads(
-            bytes_max=CACHE_BYTES_MAX, at_once=READS_MAX, waiting_max=WAITING_MAX
-        )
+        self._chunks: SharedReads[Chunk] = SharedReads(bytes_max=bytes_max, at_once=READS_MAX, waiting_max=WAITING_MAX)
         self._read_count = CATCH_UP_READS.labels("redis")
 
     @property

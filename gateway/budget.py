@@ -13,6 +13,17 @@ RELIEF = 0.9
 """Evictions go on down to this part of the bound, so that they come in groups and not one by one."""
 
 
+CACHE_BYTES_MAX = 32 * 1024 * 1024
+CACHE_SHARE = 4
+"""Each of the two caches of what readers are caught up with takes this part of the bound at most: they stay full, and
+if they alone reached a small bound, every reader who is a moment late would have to go."""
+
+
+def cache_bytes(bytes_max: int) -> int:
+    """What such a cache may keep."""
+    return min(CACHE_BYTES_MAX, bytes_max // CACHE_SHARE)
+
+
 class Held(Protocol):
     """A connection and what it holds."""
 

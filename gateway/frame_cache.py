@@ -2,7 +2,8 @@
 
 A crowd that lost its connection at the same moment comes back with the same cursor and misses the same messages; to
 encode a thousand messages for each of five thousand readers would take ten seconds. Which messages of a channel lie
-between a place and the last one of them is always the same, so the ends tell the whole.
+between a place and the last one of each shard is always the same, or with states conflated fewer, so the number and
+these ends tell the whole.
 """
 
 from collections import OrderedDict
@@ -15,8 +16,8 @@ BYTES_MAX = 16 * 1024 * 1024
 ITEMS_MIN = 4
 """Fewer are encoded faster than they are looked up."""
 
-_Key = tuple[Channel, tuple[tuple[int, object], ...], int, int, int]
-_Entry = tuple[bytes, Item, Item]
+_Key = tuple[Channel, tuple[tuple[int, object], ...], int, tuple[int, ...]]
+_Entry = tuple[bytes, tuple[Item, ...]]
 
 
 class FrameCache:
@@ -30,17 +31,18 @@ class FrameCache:
         """What is written for some messages to a reader who stands at `vector`, which is moved along."""
         if len(items) < ITEMS_MIN:
             return channel.join(channel.encode(items, vector))
-        first, last = items[0], items[-1]
-        # By identity: the entry keeps both alive, so that no other message can have their ids.
-        key = (channel, tuple(vector.items()), id(first), id(last), len(items))
+        # Of each shard, because conflation can put a newer state of one of them in place of another, somewhere within.
+        ends = (items[0], *{item.shard: item for item in items}.values())
+        # By identity: the entry keeps them alive, so that no other message can have their ids.
+        key = (channel, tuple(vector.items()), len(items), tuple(map(id, ends)))
         found = self._entries.get(key)
         if found is not None:
             self._entries.move_to_end(key)
-            for item in items:
+            for item in ends[1:]:
                 vector[item.shard] = item.position
             return found[0]
         frame = channel.join(channel.encode(items, vector))
-        self._entries[key] = frame, first, last
+        self._entries[key] = frame, ends
         self._bytes += len(frame)
         while self._bytes > BYTES_MAX:
             self._bytes -= len(self._entries.popitem(last=False)[1][0])

@@ -22,7 +22,6 @@ ROWS_MAX = 500
 BYTES_MAX = 1024 * 1024
 """Of one chunk: the event loop is busy with it for some milliseconds."""
 
-CACHE_BYTES_MAX = 32 * 1024 * 1024
 READS_MAX = 4
 """Queries at the same moment: the archive's own inserts and people's questions go on beside them."""
 
@@ -63,11 +62,12 @@ class _Reach:
 class Past:
     """Shared reads of the archive."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, bytes_max: int) -> None:
+        """`bytes_max`: of the chunks that are kept."""
         self._source = source
         self._log = logs.get()
         self._chunks: SharedReads[PastChunk] = SharedReads(
-            bytes_max=CACHE_BYTES_MAX, at_once=READS_MAX, waiting_max=WAITING_MAX
+            bytes_max=bytes_max, at_once=READS_MAX, waiting_max=WAITING_MAX
         )
         self._reaches: SharedReads[_Reach] = SharedReads(bytes_max=10_000, at_once=READS_MAX, waiting_max=WAITING_MAX)
         self._kept: SharedReads[_Number] = SharedReads(bytes_max=10_000, at_once=1, waiting_max=1)

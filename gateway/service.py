@@ -15,15 +15,16 @@ from collections.abc import Awaitable, Callable
 from msgspec import Struct
 
 from core import logs
+from core.errors import Retry
 from core.metrics import LOOP_ERRORS
 from core.names import shard_of
 from core.settings import Settings
 from gateway.audience import SendAll, write_all
 from gateway.backlog import Backlog
-from gateway.budget import worst
+from gateway.budget import cache_bytes, worst
 from gateway.channel import NOTHING, Channel
 from gateway.feeder import Feeder
-from gateway.frames import Item, Wire, control
+from gateway.frames import TRANSPORTS, Item, Wire, control
 from gateway.hub import TOO_SLOW, Hub, Sink, Subscriber
 from gateway.meter import Meter
 from gateway.pace import Pace
@@ -35,7 +36,7 @@ from gateway.tail import Tails
 from gateway.wheel import Wheel
 
 TICK_S = 1.0
-STREAMS = frozenset({"sse", "envelope", "ws"})
+STREAMS = frozenset(TRANSPORTS) - {"text", "poll"}
 """Wire formats whose bytes are a stream; the others' writes are messages."""
 
 RELIEVE_S = 0.1
@@ -87,8 +88,9 @@ class Service:
             send_all=send_all,
         )
         self.tails = Tails(source, self.hub, interval_s=interval_s, on_news=self.flush_soon)
-        self._backlog = Backlog(source)
-        self._past = Past(source)
+        self._buffer_bytes_max = settings.gateway_max_buffer_mb * 1024 * 1024
+        self._backlog = Backlog(source, cache_bytes(self._buffer_bytes_max))
+        self._past = Past(source, cache_bytes(self._buffer_bytes_max))
         pace = Pace()
         self._resumer = Resumer(source, self.hub, self.tails, self._backlog, self._past, pace)
         self._feeder = Feeder(
@@ -108,7 +110,6 @@ class Service:
         self.at_stop: list[Callable[[], Awaitable[None]]] = []
         """What else has to be brought to an end while Redis can still be reached."""
         self._flush_timer: asyncio.TimerHandle | None = None
-        self._buffer_bytes_max = settings.gateway_max_buffer_mb * 1024 * 1024
         self._relieved_at = float("-inf")
         self._turned_away = 0
         self._told_at = float("-inf")
@@ -121,7 +122,10 @@ class Service:
         await self._resumer.ready([shard_of(route, self.shards) for route in subscription.routes])
         channel = self.hub.open(subscription, wire)  # from here on its messages are kept for it
         try:
-            return Joining(channel, await self._resumer.plan(channel, cursor))
+            plan = await self._resumer.plan(channel, cursor)
+            if self.is_draining:  # those who were there were told: a newcomer would be cut off without a word
+                raise Retry("shutting down")
+            return Joining(channel, plan)
         except BaseException:
             self.hub.release(channel, self._loop.time())
             raise

@@ -126,16 +126,16 @@ class Ring:
     def _submit(self, count: int, size: int) -> Shortfalls:
         """Send the next entries; (tag, bytes taken) of each that did not take all, or was not even looked at."""
         at = self._tail % self._entries
-        self._sq_tail[0] = (self._tail + count) & 0xFFFF_FFFF
+        self._sq_tail[0] = end = (self._tail + count) & 0xFFFF_FFFF
         looked_at = tries = 0
-        while looked_at < count and tries < _TRIES:
-            accepted = self._system_call(_ENTER, self._fd, count - looked_at, count - looked_at, _GET_EVENTS, None, 0)
+        while (looked_at < count or self._cq_tail[0] != end) and tries < _TRIES:
+            accepted = self._system_call(_ENTER, self._fd, count - looked_at, count, _GET_EVENTS, None, 0)
             if accepted >= 0:
                 looked_at += accepted
             elif ctypes.get_errno() not in _AGAIN:
                 break
             tries += 1
-        # All it looked at have completed, and there are as many completions as entries, ever: both wrap together.
+        # All it looked at have completed (the frame is nobody's but ours again), each once: both rings wrap together.
         first = self._tail % self._completions
         found = slice(first, first + looked_at)
         self._tail = (self._tail + looked_at) & 0xFFFF_FFFF

@@ -189,7 +189,7 @@ async def _replay(
             batches: AsyncIterator[list[StoredEvent]] = pages(history, asked, after)
         else:
             asked, known = await corrections.known_at(history, asked, to_ms(query.as_of))
-            batches = known.applied(pages(history, asked, after))
+            batches = known.applied(pages(history, asked, known.since(after)), after)
         if query.speed is not None:
             batches = paced(batches, query.speed)
         async for batch in batches:

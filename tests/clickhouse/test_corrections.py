@@ -7,7 +7,7 @@ import pytest
 from clickhouse import corrections as module
 from clickhouse.corrections import known_at
 from clickhouse.history import History
-from clickhouse.queries import Asked, StoredEvent
+from clickhouse.queries import BEGINNING, Asked, Place, StoredEvent
 from clickhouse.replay import pages
 from core import keys
 from core.errors import Fatal
@@ -88,6 +88,17 @@ async def test_a_corrected_event_keeps_its_place_and_time(match: Match) -> None:
     ]
     assert [event.revision for event in plain[:7]] == [1, 1, 1, 2, 1, 4, 3]
     assert b'"corrects":"b"' in corrected[1].payload
+
+
+async def test_what_follows_a_place_is_the_rest_of_the_same_record(match: Match) -> None:
+    async def read(after: Place) -> list[StoredEvent]:
+        asked, known = await known_at(match.history, M1, T0 + 100_000)
+        batches = known.applied(pages(match.history, asked, known.since(after)), after)
+        return [event async for batch in batches for event in batch]
+
+    whole = await read(BEGINNING)
+    for number, event in enumerate(whole, 1):
+        assert await read(event.place) == whole[number:], "nothing is shown twice to a reader that comes back"
 
 
 async def test_the_number_of_corrections_is_bounded(match: Match, monkeypatch: pytest.MonkeyPatch) -> None:

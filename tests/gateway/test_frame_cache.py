@@ -38,6 +38,28 @@ def test_frame_and_position_are_those_of_encoding_anew(asked: list[tuple[int, in
         assert found_place == expected_place
 
 
+def test_a_state_replaced_in_one_shard_is_not_the_frame_from_before() -> None:
+    """Conflated, the ends and the number of messages may be the same, and yet one of them is newer."""
+    shard, other = list(CHANNEL.routes)[:2]
+
+    def item(shard: int, ms: int) -> Item:
+        return Item(shard, Position(1, ms, 0, 1), "poll.a", "tally", b'{"ms":%d}' % ms, is_state=True)
+
+    first, old, new, end, last = (
+        item(shard, 1000),
+        item(shard, 1001),
+        item(shard, 1002),
+        item(other, 900),
+        item(other, 901),
+    )
+    cache = FrameCache()
+    for batch in ([first, old, end, last], [first, new, end, last]):
+        place, expected_place = (dict.fromkeys(CHANNEL.routes, Position(1, 800, 0, 1)) for _ in range(2))
+        expected = CHANNEL.join(CHANNEL.encode(batch, expected_place))
+        assert cache.joined(CHANNEL, batch, place) == expected
+        assert place == expected_place
+
+
 def test_what_is_kept_is_bounded() -> None:
     cache = FrameCache()
     place = dict.fromkeys(CHANNEL.routes, Position(1, 900, 0, 1))

@@ -12,10 +12,13 @@ import pytest
 import websockets.asyncio.client
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
+from core.errors import Retry
 from core.settings import Settings
 from gateway.service import RETRY_MS
+from gateway.subscription import subscription
 from tests.gateway.output_log import OutputLog
 from tests.gateway.readers import WAIT_S
+from tests.gateway.server import running_gateway
 from tests.gateway.test_process import Process, running
 from tests.support.ports import free_port
 from tests.support.waiting import wait_until, wait_until_sync
@@ -136,3 +139,21 @@ async def test_rolling_restart_under_load_costs_no_reader_an_event(settings: Set
         assert all(RETRY_MS[0] <= retry <= RETRY_MS[1] for retry in told)
         assert len(set(told)) > 1, "not all at the same moment"
         assert {code for follower in followers for code in follower.codes} == {1012}
+
+
+async def test_whoever_is_still_joining_when_a_drain_begins_is_asked_to_come_back(
+    settings: Settings, log: OutputLog
+) -> None:
+    """The drain says `bye` to those it finds: a newcomer would be cut off without a word."""
+    with running_gateway(settings) as gateway:
+        service = gateway.inside
+
+        async def join_and_drain() -> None:
+            joining = asyncio.create_task(service.prepare(subscription([TOPIC]), "sse", None))
+            await asyncio.sleep(0)
+            service.is_draining = True
+            await joining
+
+        with pytest.raises(Retry, match="shutting down"):
+            await asyncio.to_thread(gateway.submit(join_and_drain()).result, 10)
+        assert not service.hub._interned

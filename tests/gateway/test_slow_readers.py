@@ -194,6 +194,32 @@ async def test_all_readers_together_hold_no_more_than_the_budget_and_the_worst_g
             one.socket.close()
 
 
+async def test_what_is_kept_for_catching_up_drives_nobody_away(settings: Settings, log: OutputLog) -> None:
+    write(log, 0, 1)
+    with running_gateway(settings) as before:
+        first = Slow(before)
+        while not first.last_id:
+            assert first.read_some()
+    write(log, 1, 300)
+    with running_gateway(settings, lag_max_s=60.0, gateway_max_buffer_mb=8) as gateway:
+        again = Slow(gateway, cursor=first.last_id)
+        while 299 not in again.events:
+            assert again.read_some()
+        slow = Slow(gateway)
+        await wait_until(lambda: states(gateway).count(State.LIVE) == 2)
+        write(log, 300, 320)
+        await wait_until(lambda: State.PAUSED in states(gateway))
+
+        def relieve() -> list[bool]:
+            gateway.inside._relieve(asyncio.get_running_loop().time())
+            return [connection.is_closing for connection in gateway.inside.wheel]
+
+        assert gateway.inside._backlog.reads > 0
+        assert gateway.call(relieve) == [False, False]
+        for one in (first, again, slow):
+            one.socket.close()
+
+
 def _is_at_its_end(slow: Slow) -> bool:
     """Read what there is without waiting; whether the stream has ended."""
     slow.socket.settimeout(0.2)
