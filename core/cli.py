@@ -1,10 +1,13 @@
 """The command line: every process of Arenacast is one of its commands.
 
 What a command needs is imported when it runs, so that `--help` is quick and one service's missing dependency is not
-another's problem. Errors raised on purpose become one line and exit code 1; others are bugs and keep their trace.
+another's problem. Errors raised on purpose become one line and exit code 1 (2 where 1 means something else); others are
+bugs and keep their trace.
 """
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
@@ -22,6 +25,16 @@ def main() -> None:
     except ArenacastError as error:
         click.echo(f"arenacast: {error}", err=True)
         sys.exit(1)
+
+
+@contextmanager
+def _could_not_tell() -> Iterator[None]:
+    """An error is exit code 2 where 1 would tell cron that something differs."""
+    try:
+        yield
+    except ArenacastError as error:
+        click.echo(f"arenacast: {error}", err=True)
+        sys.exit(2)
 
 
 def _version() -> str:
@@ -132,10 +145,11 @@ def reconcile(ctx: click.Context, since: str, as_json: bool, repairs: bool, wait
 
     Exit code 0: all the same. 1: something differs. 2: could not tell.
     """
-    settings = load()
-    from consumers.reconcile import run
+    with _could_not_tell():
+        settings = load()
+        from consumers.reconcile import run
 
-    ctx.exit(run(settings, since=since, as_json=as_json, wait_s=wait_s, repairs=repairs))
+        ctx.exit(run(settings, since=since, as_json=as_json, wait_s=wait_s, repairs=repairs))
 
 
 @cli.command()
@@ -204,10 +218,11 @@ def restore(source: Path) -> None:
 @click.pass_context
 def drill(ctx: click.Context, source: Path, scratch: Path | None) -> None:
     """Restore a backup into a scratch directory and reconcile it. Exit code as of reconcile."""
-    settings = load()
-    from core.local.restore import drill as run
+    with _could_not_tell():
+        settings = load()
+        from core.local.restore import drill as run
 
-    ctx.exit(run(settings, source, scratch))
+        ctx.exit(run(settings, source, scratch))
 
 
 @cli.command("restore-data", hidden=True)

@@ -123,6 +123,7 @@ class BodyDecoder(Generic[T]):
     def decode(self, body: bytes, media: Media, now: datetime) -> tuple[list[T], bool]:
         """Items, and whether the body was a list. Raises Problem 400, 413 or 422 with every item that is wrong."""
         _check_text(body)
+        latest = now + TS_AHEAD_MAX
         is_list = media == "ndjson" or body.lstrip(_WHITESPACE).startswith(b"[")
         try:
             if media == "ndjson":
@@ -130,16 +131,15 @@ class BodyDecoder(Generic[T]):
             else:
                 items = self._many.decode(body) if is_list else [self._one.decode(body)]
         except (DecodeError, ValueError, RecursionError):
-            items = self._decode_each(body, media, is_list)
+            items = self._decode_each(body, media, is_list, latest)
         if len(items) > ITEMS_MAX:
             raise too_many_items()
-        latest = now + TS_AHEAD_MAX
         errors = [_item_error(i, found) for i, item in enumerate(items) if (found := self._fault(item, latest))]
         if errors:
             raise invalid_items(errors)
         return items, is_list
 
-    def _decode_each(self, body: bytes, media: Media, is_list: bool) -> list[T]:
+    def _decode_each(self, body: bytes, media: Media, is_list: bool, latest: datetime) -> list[T]:
         """The slow twin of the fast path: tells all errors instead of the first."""
         items: list[T] = []
         errors: list[ItemError] = []
@@ -147,7 +147,9 @@ class BodyDecoder(Generic[T]):
             if index == ITEMS_MAX:
                 raise too_many_items()
             try:
-                items.append(self._one.decode(text))
+                items.append(item := self._one.decode(text))
+                if found := self._fault(item, latest):
+                    errors.append(_item_error(index, found))
             except ValidationError as error:
                 errors.append(_item_error(index, fault_of(error)))
             except (DecodeError, ValueError, RecursionError) as error:

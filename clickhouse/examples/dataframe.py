@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import clickhouse_connect
+from clickhouse_connect.driver.exceptions import Error
 
 from clickhouse.examples import names, sql
 
@@ -40,8 +41,17 @@ def main() -> None:
     parser.add_argument("--user", default="analyst")
     parser.add_argument("--key", type=Path, default=Path("data/analyst.key"))
     arguments = parser.parse_args()
+    if not all("=" in pair for pair in arguments.parameters):
+        parser.error("parameters are NAME=VALUE, as the question's file names them")
     parameters = dict(pair.split("=", 1) for pair in arguments.parameters)
-    print(frame(arguments.url, arguments.user, arguments.key.read_text().strip(), arguments.question, parameters))
+    try:
+        password = arguments.key.read_text().strip()
+    except OSError as error:
+        parser.error(f"{arguments.key}: {error.strerror}; --key names the file with the password of {arguments.user}")
+    try:
+        print(frame(arguments.url, arguments.user, password, arguments.question, parameters))
+    except Error as error:
+        parser.exit(1, f"{parser.prog}: {error}\n")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ function slug(...parts) {
 
 function drawHttp(description) {
   const { info = {}, paths = {}, components = {} } = description.root;
+  nameIngest(paths["/api/v1/votes"]?.post?.servers?.[0]?.url);
   const groups = new Map();
   for (const [path, item] of Object.entries(paths)) {
     for (const method of METHODS.filter((name) => item[name])) {
@@ -29,6 +30,11 @@ function drawHttp(description) {
   const sections = [...groups].map(([group, operations]) => section(slug("http", group), title(group), ...operations));
   if (info.description) sections[0]?.querySelector("h1").after(prose(info.description));
   return [...sections, drawSchemas(description, components.schemas ?? {}, "schemas", "Schemas")];
+}
+
+/** The write side listens elsewhere, and only the description says where. */
+function nameIngest(url) {
+  if (url) for (const node of document.querySelectorAll(".ingest")) node.textContent = url;
 }
 
 function title(text) {

@@ -92,10 +92,15 @@ const STATUS_RANK = { live: 3, open: 3, pending: 2, scheduled: 2, finished: 1, c
 
 /** Items of a list, the best to show first: running before waiting before over, then the newest. */
 export function byInterest(items) {
-  const newest = (item) => item.updated_ms ?? item.received_ms ?? 0;
-  const key = (item, index) => [statusRank(item), newest(item), index];
+  const key = (item, index) => [statusRank(item), newestMs(item), -index];
   const keys = new Map(items.map((item, index) => [item, key(item, index)]));
   return [...items].sort((a, b) => compare(keys.get(b), keys.get(a)));
+}
+
+/** When an item last heard something; a match says so only in its parts. */
+function newestMs(item) {
+  const parts = [item, item.series, ...Object.values(item.maps ?? {})];
+  return Math.max(...parts.map((part) => part?.received_ms ?? 0));
 }
 
 export function statusRank(item) {

@@ -47,6 +47,15 @@ def test_bad_setting_ends_every_command_with_one_line_naming_it(command: list[st
     assert not list(tmp_path.iterdir())
 
 
+def test_commands_whose_1_means_a_difference_end_with_2_on_an_error(tmp_path: Path) -> None:
+    done = arenacast("reconcile", "--since", "yesterday", data_dir=str(tmp_path))
+    assert (done.returncode, done.stderr.splitlines()) == (2, [
+        "arenacast: --since must be like 15m, 24h or 7d, or an instant with its zone, not 'yesterday'"
+    ])  # fmt: skip
+    done = arenacast("drill", str(tmp_path), data_dir=str(tmp_path))
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+
+
 def test_taken_port_is_one_line_naming_the_setting(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])

@@ -289,6 +289,18 @@ class TestPages:
         fill(gateway)
         await wait_until(lambda: page.run("document.getElementById('score1').textContent === '3'"), 15.0)
 
+    async def test_page_chooses_the_live_match_that_was_heard_of_last(
+        self, page: Page, gateway: ScriptedGateway
+    ) -> None:
+        """A match says when it was heard of in its maps and its series only, as the list of matches has it."""
+        await page.open(gateway.url)
+        one = {"status": "live", "received_ms": 2}
+        silent = {"match_id": "silent", "maps": [{"status": "live", "received_ms": 1}]}
+        between = {"match_id": "between", "maps": [one | {"received_ms": 0}], "series": {"received_ms": 3}}
+        matches = [silent, {"match_id": "playing", "maps": [one]}, {"match_id": "as_new", "maps": [one]}, between]
+        order = "import('/static/model.js').then((m) => m.byInterest(%s).map((item) => item.match_id))"
+        assert await page.run(order % json.dumps(matches)) == ["between", "playing", "as_new", "silent"]
+
     async def test_overlay_shows_nothing_before_its_poll_exists(self, page: Page, gateway: ScriptedGateway) -> None:
         gateway.snapshots = {"poll.p1": {"status": "unknown"}}
         await page.open(f"{gateway.url}/overlay/p1?max=2&align=right")
@@ -310,7 +322,10 @@ class TestPages:
         }
         gateway.documents = {
             "/openapi.json": {
-                "paths": {"/api/v1/polls": {"get": {"summary": "All polls", "responses": answer}}},
+                "paths": {
+                    "/api/v1/polls": {"get": {"summary": "All polls", "responses": answer}},
+                    "/api/v1/votes": {"post": {"servers": [{"url": "https://in.test"}], "responses": answer}},
+                },
                 "components": {"schemas": {"Node": node}},
             },
             "/asyncapi.json": {"channels": {"stream": {"messages": {"tally": {"payload": {"type": "object"}}}}}},
@@ -319,6 +334,7 @@ class TestPages:
         await page.open(f"{gateway.url}/docs#get-api-v1-polls")
         await wait_until(lambda: page.run("document.querySelector('#get-api-v1-polls')?.open"))
         assert "from_another_file" in await text(page, "#get-api-v1-polls")
+        assert await text(page, ".ingest") == "https://in.test"
         assert "again Node" in await text(page, "#schemas-node")
         await wait_until(lambda: page.run("document.querySelector('[data-method=message]') !== null"))
         assert page.complaints == []

@@ -86,10 +86,10 @@ def test_an_unparseable_line_is_named() -> None:
 
 
 def test_every_invalid_item_is_told_with_index_and_path() -> None:
-    body = [vote("e0"), vote("e1", poll_id="p.1"), {}, vote("e3", option=7), 4, vote("e5")]
+    body = [vote("e0"), vote("e1", poll_id="p.1"), {}, vote("e3", option=7), 4, vote("e5", ts="2999-01-01T00:00:00Z")]
     problem = refused(body)
     assert problem.status == 422
-    assert faults(problem) == [(1, "poll_id"), (2, ""), (3, "option"), (4, "")]
+    assert faults(problem) == [(1, "poll_id"), (2, ""), (3, "option"), (4, ""), (5, "ts")]
     lines = b"\n".join(json.dumps(item).encode() for item in body)
     assert refused(lines, "ndjson").errors == problem.errors
 
