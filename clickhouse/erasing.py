@@ -2,7 +2,9 @@
 
 In raw each (voter, poll) gets a random number instead of the hash: the votes of one voter in one poll stay one voter,
 so unique voters and a replay of the poll give the same as before, but nothing joins them to other polls or to anybody.
-The numbers live in a table that is dropped afterwards, so the mutation, whose text ClickHouse keeps, names neither.
+The numbers live in a table, so the mutation, whose text ClickHouse keeps, names neither. It is dropped when the
+aggregates of its polls are computed anew or asked for (`done`), not before: an erasure that was interrupted is finished
+by the next one, which finds the polls there (`interrupted`), and a mutation that goes on by itself needs it.
 
 Erased is what was received up to an instant. Who votes again later has done something new.
 """
@@ -10,9 +12,10 @@ Erased is what was received up to an instant. Who votes again later has done som
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from clickhouse import comparison
+from clickhouse import comparison, segments
 from clickhouse.client import ClickHouse
 from core import keys
 from core.errors import Retry
@@ -23,6 +26,7 @@ BLANK = "0" * 16
 
 _TIMEOUT_S = 3600.0
 _STAND_INS = "erasing"
+_POLLS = "erasing_polls"  # of the stand-ins, which cannot be listed: joinGet is all that a table with two keys gives
 _POLL_S = 0.2
 
 _FILL = """
@@ -49,35 +53,54 @@ async def erased_polls(clickhouse: ClickHouse, erased: Mapping[str, int]) -> dic
     return {str(poll): int(count) for poll, count in rows}
 
 
+async def interrupted(clickhouse: ClickHouse) -> list[str]:
+    """Polls of an erasure that was not `done`, once its mutation has ended: their aggregates are to be computed anew.
+    Raises Retry."""
+    await _earlier_mutations(clickhouse)
+    exists = await clickhouse.query(
+        "SELECT 1 FROM system.tables WHERE database = currentDatabase() AND name = {name:String}", {"name": _POLLS}
+    )
+    if not exists:
+        return []
+    return [str(row[0]) for row in await clickhouse.query(f"SELECT DISTINCT poll_id FROM {_POLLS}")]  # noqa: S608
+
+
 async def erase_rows(clickhouse: ClickHouse, erased: Mapping[str, int]) -> dict[str, int]:
     """Take the hashes out of raw, wait until that is done, and look; poll -> rows changed. Repeating it is harmless.
 
-    Aggregates of these polls still hold states made of the hashes: they are to be computed anew next.
+    Only when nothing is `interrupted`. Aggregates of these polls still hold states made of the hashes: they are to be
+    computed anew next, and then it is `done`.
     """
-    if not erased:
-        return {}
-    await _earlier_mutations(clickhouse)
-    polls = await erased_polls(clickhouse, erased)
+    polls = await erased_polls(clickhouse, erased) if erased else {}
     if not polls:
         return {}
-    await clickhouse.command(f"DROP TABLE IF EXISTS {_STAND_INS} SYNC")
+    await done(clickhouse)
     await clickhouse.command(
         f"""CREATE TABLE {_STAND_INS} (poll_id String, voter_hash UInt64, stand_in UInt64, until_ms UInt64)
             ENGINE = Join(ANY, LEFT, poll_id, voter_hash)"""
     )
-    try:
-        await clickhouse.command(_FILL.replace("{found}", _FOUND), _parameters(erased), timeout_s=_TIMEOUT_S)
-        name = (await clickhouse.query("SELECT concat(currentDatabase(), '.', {name:String})", {"name": _STAND_INS}))[0]
-        await clickhouse.command(
-            _UPDATE.replace("{name}", str(name[0])),
-            settings={"mutations_sync": 2, "allow_nondeterministic_mutations": 1},
-            timeout_s=_TIMEOUT_S,
-        )
-    finally:
-        await clickhouse.command(f"DROP TABLE IF EXISTS {_STAND_INS} SYNC")
+    await clickhouse.command(
+        f"CREATE TABLE {_POLLS} ENGINE = MergeTree ORDER BY poll_id AS "  # noqa: S608 - our own text
+        f"SELECT DISTINCT toString(poll_id) AS poll_id FROM votes WHERE {_FOUND}",
+        _parameters(erased),
+        timeout_s=_TIMEOUT_S,
+    )
+    await clickhouse.command(_FILL.replace("{found}", _FOUND), _parameters(erased), timeout_s=_TIMEOUT_S)
+    name = (await clickhouse.query("SELECT concat(currentDatabase(), '.', {name:String})", {"name": _STAND_INS}))[0]
+    await clickhouse.command(
+        _UPDATE.replace("{name}", str(name[0])),
+        settings={"mutations_sync": 2, "allow_nondeterministic_mutations": 1},
+        timeout_s=_TIMEOUT_S,
+    )
     if left := await erased_polls(clickhouse, erased):
         raise Retry(f"ClickHouse still has {sum(left.values())} rows with an erased hash: run it again")
     return polls
+
+
+async def done(clickhouse: ClickHouse) -> None:
+    """Forget which polls and voters it was about."""
+    for name in (_STAND_INS, _POLLS):
+        await clickhouse.command(f"DROP TABLE IF EXISTS {name} SYNC")
 
 
 async def _earlier_mutations(clickhouse: ClickHouse) -> None:
@@ -130,15 +153,22 @@ async def left_in_redis(client: Redis, shards: int, voters: Sequence[str], until
     return found
 
 
-async def erase_everywhere(client: Redis, clickhouse: ClickHouse, erased: Mapping[str, int]) -> str:
-    """Everything at once, for whoever is alone with the servers (a restore)."""
+async def erase_everywhere(client: Redis, clickhouse: ClickHouse, erased: Mapping[str, int], spill: Path) -> str:
+    """Everything at once, for whoever is alone with the servers (a restore). `spill`: directory of segment files."""
+    on_disk = [await asyncio.to_thread(segments.erase_voter, spill, voter, ms) for voter, ms in erased.items()]
+    unfinished = await interrupted(clickhouse)
+    await done(clickhouse)  # what was to be computed anew is known here, and a restore that fails is begun again
     polls = await erase_rows(clickhouse, erased)
     for aggregate in await vote_aggregates(clickhouse):
-        await comparison.rebuild(clickhouse, aggregate, sorted(polls))
+        await comparison.rebuild(clickhouse, aggregate, sorted({*polls, *unfinished}))
+    await done(clickhouse)
     shards = int(await call(client.hget(keys.LOG, "shards")) or 0)
     counts = await erase_in_redis(client, shards, erased)
     in_log = sum([await _blank(client, keys.events(shard), erased) for shard in range(shards)])
-    return f"{sum(polls.values())} rows, {counts['voters']} voters, {counts['dead']} dead letters, {in_log} log entries"
+    return (
+        f"{sum(polls.values())} rows, {counts['voters']} voters, {counts['dead']} dead letters, {in_log} log entries, "
+        f"{sum(on_disk)} on disk"
+    )
 
 
 async def _blank(client: Redis, stream: str, erased: Mapping[str, int]) -> int:

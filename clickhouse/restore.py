@@ -15,10 +15,11 @@ import asyncio
 import itertools
 from pathlib import Path
 
-from clickhouse import comparison, erasing
+from clickhouse import comparison, erasing, repair
+from clickhouse.aggregates import Aggregate, Scope
 from clickhouse.backup import TIMEOUT_S, disk, linked
 from clickhouse.client import ClickHouse, parse_target
-from clickhouse.tables import TABLES
+from clickhouse.tables import RATINGS, TABLES
 from core import erasures, keys, manifest, redis_client
 from core.manifest import Manifest
 from core.position import EntryId, parse_entry_id
@@ -44,11 +45,12 @@ async def _run(settings: Settings, source: Path) -> None:
             await server.command(f"RESTORE {what} FROM {disk(made.name)}", timeout_s=TIMEOUT_S)
         assert database in made.databases
         await _forget_plans(client, made)
-        cut = await _cut(client, clickhouse, made)
+        cut = await _cut(client, clickhouse, made) + await cut_ratings(clickhouse)
         print(f"{cut} rows beyond the restored log cut off")
         erased = erasures.read([source.parent, settings.data_dir])
         if erased:
-            print(f"{len(erased)} voters erased again: {await erasing.erase_everywhere(client, clickhouse, erased)}")
+            done = await erasing.erase_everywhere(client, clickhouse, erased, settings.spill_path)
+            print(f"{len(erased)} voters erased again: {done}")
         print(f"{await _mend(clickhouse)} polls or matches of aggregates computed anew")
     finally:
         await clickhouse.close()
@@ -83,6 +85,27 @@ async def _cut(client: Redis, clickhouse: ClickHouse, made: Manifest) -> int:
                     timeout_s=TIMEOUT_S,
                 )
     return total
+
+
+async def cut_ratings(clickhouse: ClickHouse) -> int:
+    """Delete ratings computed from maps that were cut off, which `arenacast elo` could not take back: the position of
+    what it finds now is a lower one. The number of rows."""
+    newest = (await clickhouse.query("SELECT max((stream_ms, stream_seq, stream_epoch, stream_k)) FROM map_states"))[0][
+        0
+    ]
+    parameters = dict(zip(("ms", "seq", "epoch", "k"), newest, strict=True))
+    beyond = """(stream_ms, stream_seq, stream_epoch, stream_k) >
+                ({ms:UInt64}, {seq:UInt64}, {epoch:UInt64}, {k:UInt16})"""
+    count = int((await clickhouse.query(f"SELECT count() FROM ratings WHERE {beyond}", parameters))[0][0])  # noqa: S608
+    if count:
+        await clickhouse.command(
+            f"DELETE FROM ratings WHERE {beyond}",  # noqa: S608 - our own text
+            parameters,
+            settings={"lightweight_deletes_sync": 2},
+            timeout_s=TIMEOUT_S,
+        )
+        await repair.rebuild(clickhouse, Aggregate("elo_ratings_feed", "elo_ratings_store", RATINGS), Scope("1", "1"))
+    return count
 
 
 async def log_end(client: Redis, stream: str) -> EntryId:

@@ -162,8 +162,9 @@ def read_file(path: Path) -> tuple[Header, list[RawEntry]]:
     return header, entries
 
 
-def erase_voter(directory: Path, voter: str) -> int:
-    """Blank a voter's hash (16 hex digits) in every segment below a spill directory; in how many votes it was.
+def erase_voter(directory: Path, voter: str, until_ms: int = 2**63) -> int:
+    """Blank a voter's hash (16 hex digits) in every segment below a spill directory, in votes that came into the log by
+    then; in how many it was.
 
     The votes stay, and count as before. A batch that the archive holds in memory at this moment still has the hash:
     erase in ClickHouse after it was committed. Raises Damaged and OSError.
@@ -172,7 +173,8 @@ def erase_voter(directory: Path, voter: str) -> int:
 
     def erase(entry: RawEntry) -> RawEntry:
         raw_id, fields = entry
-        if not (fields.get(b"h", b"").startswith(b"vote ") and known in fields.get(b"d", b"")):
+        is_vote = fields.get(b"h", b"").startswith(b"vote ") and parse_entry_id(raw_id).ms <= until_ms
+        if not (is_vote and known in fields.get(b"d", b"")):
             return entry
         return raw_id, {**fields, b"d": fields[b"d"].replace(known, blank)}
 

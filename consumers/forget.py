@@ -96,9 +96,12 @@ class Erasure:
             else:
                 outcome.left.append(f"shard {shard}: the log up to {end} is not applied and archived yet")
         await self._erase_segments(outcome, hashes)
+        await self._ask(await erasing.interrupted(self._clickhouse))
         polls = await erasing.erase_rows(self._clickhouse, erased)
         outcome.rows, outcome.polls = sum(polls.values()), len(polls)
-        await self._mend(outcome, list(polls), max(5.0, deadline - time.monotonic()))
+        await self._ask(list(polls))
+        await erasing.done(self._clickhouse)
+        await self._wait_mended(outcome, max(5.0, deadline - time.monotonic()))
         counts = await erasing.erase_in_redis(self._client, self._shards, erased)
         outcome.voters, outcome.dead = counts["voters"], counts["dead"]
         for place in await erasing.left_in_redis(self._client, self._shards, hashes, until_ms):
@@ -128,15 +131,20 @@ class Erasure:
         except (segments.Damaged, OSError) as error:
             outcome.left.append(f"segment files: {error}")
 
-    async def _mend(self, outcome: Outcome, polls: list[str], timeout_s: float) -> None:
+    async def _ask(self, polls: list[str]) -> None:
+        """Have the aggregates of polls computed anew."""
         by_shard: dict[int, list[str]] = {}
         for poll_id in polls:
             by_shard.setdefault(shard_of(poll_topic(poll_id), self._shards), []).append(poll_id)
-        for aggregate in await erasing.vote_aggregates(self._clickhouse):
-            for shard, ids in by_shard.items():
-                await mending.ask(self._client, shard, aggregate, ids)
+        if by_shard:
+            for aggregate in await erasing.vote_aggregates(self._clickhouse):
+                for shard, ids in by_shard.items():
+                    await mending.ask(self._client, shard, aggregate, ids)
+
+    async def _wait_mended(self, outcome: Outcome, timeout_s: float) -> None:
+        """Until nothing is left to be computed anew, also of an erasure before this one."""
         try:
-            await mending.wait_done(self._client, list(by_shard), timeout_s)
+            await mending.wait_done(self._client, range(self._shards), timeout_s)
         except Retry as error:
             outcome.left.append(str(error))
 

@@ -8,6 +8,7 @@ import httpx
 import msgspec
 import pytest
 
+from clickhouse.restore import cut_ratings
 from consumers.elo import Done, Elo
 from consumers.ratings import MODEL, START, expected
 from consumers.reducers.cs2_map import Cs2Map
@@ -63,6 +64,24 @@ async def test_finished_maps_are_rated_once_in_the_order_of_the_log(log: Archive
     await log.clickhouse.command("TRUNCATE TABLE elo_ratings_store")
     assert (await elo.look()).rows == 2
     assert await table(log) == before, "and from nothing it finds the same"
+
+
+async def test_ratings_of_maps_that_a_restore_cut_off_are_taken_back(log: ArchiveLog, elo: Elo) -> None:
+    played = ReducedLog(log)
+    played.play_map("m1", WIN, ("A", "B"))
+    await played.archive()
+    await elo.look()
+    before = await table(log)
+    played.play_map("m2", WIN, ("A", "C"))
+    await played.archive()
+    assert (await elo.look()).rows == 1
+    for name in ("map_states", "map_metrics_store"):
+        await log.clickhouse.command(
+            f"DELETE FROM {name} WHERE match_id = 'm2'", settings={"lightweight_deletes_sync": 2}
+        )
+    assert await cut_ratings(log.clickhouse) == 1
+    await elo.look()
+    assert await table(log) == before
 
 
 async def test_a_map_that_is_played_anew_takes_its_rating_back(log: ArchiveLog, elo: Elo) -> None:

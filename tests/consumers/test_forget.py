@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from clickhouse import erasing
+from clickhouse.segments import Shelf
 from consumers.forget import Erasure, Outcome
 from core import erasures, keys
 from core.cli import cli
@@ -130,12 +131,35 @@ async def test_what_consumers_have_not_committed_is_named_and_done_the_next_time
     assert await erasing.erased_polls(voted.clickhouse, {HASH: 2**62}) == {}
 
 
+async def test_an_erasure_that_was_interrupted_is_finished_by_the_next(voted: Books) -> None:
+    """It dies when the hashes have left raw, and before anybody asked for the aggregates made of them."""
+    before = await states(voted)
+    assert await erasing.erase_rows(voted.clickhouse, {HASH: 2**53})
+    async with voted.consuming():
+        outcome = await erase(voted)
+        assert (outcome.rows, outcome.left) == (0, [])
+    assert await states(voted) != before, "no aggregate holds a state made of the hash"
+    assert await erasing.interrupted(voted.clickhouse) == []
+
+
+async def states(books: Books) -> list[tuple[Any, ...]]:
+    """What the aggregates know of voters."""
+    return await books.rows(
+        "SELECT poll_id, hex(MD5(toString(uniqCombined64MergeState(20)(voters)))) FROM votes_per_minute_store "
+        "GROUP BY ALL ORDER BY ALL"
+    )
+
+
 async def test_a_log_that_is_restored_is_restored_without_the_erased(voted: Books) -> None:
     """What a restore does: alone with the servers, everything at once, the log included."""
     voted.log.vote("open", "late", "a", VOTER)
     ids = [entry[0] for entry in voted.sync.xrange(keys.events(voted.shard("open")))]
-    text = await erasing.erase_everywhere(voted.client, voted.clickhouse, {HASH: 2**53})
+    shelf = Shelf(voted.settings.spill_path, "test", 2**30)
+    last: Any = voted.sync.xrevrange(keys.events(voted.shard("open")), count=1)
+    file = shelf.write(voted.shard("open"), "events", 1, last)
+    text = await erasing.erase_everywhere(voted.client, voted.clickhouse, {HASH: 2**53}, voted.settings.spill_path)
     assert "0 log entries" not in text
+    assert HASH.encode() not in shelf.read(file)[0][1][b"d"], "the archive would bring it back from there"
     entries = voted.sync.xrange(keys.events(voted.shard("open")))
     assert [entry[0] for entry in entries] == ids, "every entry keeps its place"
     assert HASH.encode() not in str(entries).encode()
