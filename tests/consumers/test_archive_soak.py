@@ -26,7 +26,7 @@ from tests.support.clickhouse_server import ClickHouseServer, running_clickhouse
 from tests.support.slow_link import SlowLink
 from tests.support.waiting import wait_until
 
-pytestmark = [pytest.mark.soak, pytest.mark.redis, pytest.mark.clickhouse, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.soak, pytest.mark.redis, pytest.mark.clickhouse, pytest.mark.timeout(1800)]
 
 SHARDS = 4
 KILLS = 42
@@ -47,7 +47,7 @@ class Site:
         """One more archive process."""
         self.archivers.append(Archiver(self.settings, "never", *options))
 
-    async def drained(self, timeout_s: float = 240.0) -> None:
+    async def drained(self, timeout_s: float = 600.0) -> None:
         """Wait until everything is committed."""
         await wait_until(lambda: self.load.archived() == self.load.votes, timeout_s, "everything is archived")
 
@@ -99,7 +99,7 @@ async def kill_again_and_again(site: Site, kills: int, *options: str) -> dict[st
     counts = dict.fromkeys(("kills", "in flight", "looked at", "torn"), 0)
     site.start(*options)
     for number in range(kills):
-        site.load.append(4 * BATCH)
+        site.load.append(2 * BATCH)
         done = site.load.archived()
         await wait_until(lambda done=done: site.load.archived() > done, 60.0, "it goes on")  # type: ignore[misc]
         await wait_until(lambda: bool(site.load.plans()), 60.0, "a batch is in flight")
