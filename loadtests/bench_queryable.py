@@ -17,6 +17,7 @@ import redis
 
 from clickhouse import embedded
 from clickhouse.client import ClickHouse
+from clickhouse.spill import JOB
 from consumers import archive
 from core import keys
 from core.events import header
@@ -91,6 +92,11 @@ async def watch(settings: Settings, sent: Sent, sending: asyncio.Task[None]) -> 
 async def measure(settings: Settings, rate: int, seconds: float, shards: int) -> Sent:
     """Send and watch at once."""
     client = redis.Redis.from_url(settings.redis_target)
+    deadline = time.monotonic() + LATE_S
+    while not all(client.exists(keys.lease(shard, JOB)) for shard in range(shards)):
+        if time.monotonic() > deadline:
+            raise RuntimeError("the archive did not start in time")
+        await asyncio.sleep(0.1)
     sent = Sent(shards)
     sending = asyncio.create_task(send(client, sent, rate, seconds, shards))
     await watch(settings, sent, sending)
