@@ -40,6 +40,13 @@ _TRANSIENT_CODES = frozenset(
 status: what an operator or time mends. The outcome of an insert that ended so is unknown."""
 
 
+_TOO_LARGE_CODE = 396  # TOO_MANY_ROWS_OR_BYTES
+
+
+class TooLarge(Fatal):
+    """The result exceeds the bound that the query was given."""
+
+
 class Target(NamedTuple):
     """Where ClickHouse is, taken from a URL."""
 
@@ -77,6 +84,8 @@ def translate(error: Exception) -> ArenacastError:
     """
     if isinstance(error, Error) and error.code is not None:
         text = f"ClickHouse: error {error.code} {error.name or ''}".rstrip()
+        if error.code == _TOO_LARGE_CODE:
+            return TooLarge(text)
         return Retry(text) if error.code in _TRANSIENT_CODES else Fatal(text)
     if isinstance(error, OperationalError | aiohttp.ClientError | OSError | TimeoutError):
         return Retry(f"ClickHouse does not answer: {type(error).__name__}")
@@ -120,16 +129,25 @@ class ClickHouse:
         return result.result_rows
 
     async def arrow(
-        self, sql: str, parameters: Mapping[str, Any] | None = None, *, timeout_s: float | None = None
+        self,
+        sql: str,
+        parameters: Mapping[str, Any] | None = None,
+        *,
+        timeout_s: float | None = None,
+        settings: Mapping[str, Any] | None = None,
     ) -> pa.Table:
-        """Rows of a SELECT as an Arrow table, strings as bytes: for many rows, or large ones."""
+        """Rows of a SELECT as an Arrow table, strings as bytes: for many rows, or large ones.
+
+        Raises TooLarge when `settings` bound the result (`max_result_bytes`) and it exceeds that.
+        """
         bound_s = timeout_s or self._timeout_s
         try:
             async with asyncio.timeout(bound_s):
-                return await (await self._opened()).query_arrow(
+                client = await self._opened()
+                return await client.query_arrow(
                     sql,
                     parameters=dict(parameters or {}),
-                    settings={"max_execution_time": bound_s},
+                    settings=_known(client, {"max_execution_time": bound_s, **(settings or {})}),
                     use_strings=False,
                 )
         except pa.ArrowException as error:  # the stream broke off; a table is given whole or not at all

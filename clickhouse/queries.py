@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 from msgspec import Struct
 
-from clickhouse.client import ClickHouse
+from clickhouse.client import ClickHouse, TooLarge
 from clickhouse.instants import MS_MAX, MS_MIN
 from core.position import EntryId
 
@@ -25,39 +25,45 @@ CHUNK_BYTES_MAX = 8 * 1024 * 1024
 _NUMBER_MAX = 2**63 - 1
 _PLACE = re.compile(r"([0-9]{1,19})\.([0-9]{1,19})\.([0-9]{1,19})\Z")
 
-_CHUNK = """
+_ROWS = """
+SELECT COLUMNS
+FROM match_events
+WHERE match_id = {match_id:String}
+  AND (stream_ms, stream_seq, stream_epoch) > ({ms:UInt64}, {seq:UInt64}, {epoch:UInt64})
+  AND (stream_ms, stream_seq) <= ({last_ms:UInt64}, {last_seq:UInt64})
+  AND stream_ms >= {ms:UInt64} AND stream_ms <= {last_ms:UInt64}
+  AND ({map_id:String} = '' OR map_id = {map_id:String})
+  AND received_at >= fromUnixTimestamp64Milli({since_ms:Int64})
+  AND received_at < fromUnixTimestamp64Milli({until_ms:Int64})
+  AND ({corrections_only:Bool} = false OR corrects != '')
+ORDER BY stream_ms, stream_seq, stream_epoch
+LIMIT {rows:UInt32}
+"""
+
+_BOUNDED = f"""
 SELECT COLUMNS, found
 FROM
 (
     SELECT *, count() OVER () AS found, sum(length(payload)) OVER
         (ORDER BY stream_ms, stream_seq, stream_epoch ROWS UNBOUNDED PRECEDING) - length(payload) AS bytes_before
-    FROM
-    (
-        SELECT stream_ms, stream_seq, stream_epoch, event_id, map_id, type, revision, received_at, payload,
-            corrects
-        FROM match_events
-        WHERE match_id = {match_id:String}
-          AND (stream_ms, stream_seq, stream_epoch) > ({ms:UInt64}, {seq:UInt64}, {epoch:UInt64})
-          AND (stream_ms, stream_seq) <= ({last_ms:UInt64}, {last_seq:UInt64})
-          AND stream_ms >= {ms:UInt64} AND stream_ms <= {last_ms:UInt64}
-          AND ({map_id:String} = '' OR map_id = {map_id:String})
-          AND received_at >= fromUnixTimestamp64Milli({since_ms:Int64})
-          AND received_at < fromUnixTimestamp64Milli({until_ms:Int64})
-          AND ({corrections_only:Bool} = false OR corrects != '')
-        ORDER BY stream_ms, stream_seq, stream_epoch
-        LIMIT {rows:UInt32}
-    )
+    FROM ({_ROWS.replace("COLUMNS", "*")})
 )
-WHERE bytes_before < {bytes_max:UInt64}
+WHERE bytes_before < {{bytes_max:UInt64}}
 ORDER BY stream_ms, stream_seq, stream_epoch
-"""
+"""  # noqa: S608 - our own text
+"""The same, ended by their size. Twice as slow, so only for rows that turn out to be too large."""
 
-_EVENTS = _CHUNK.replace(
-    "COLUMNS",
-    "stream_ms, stream_seq, stream_epoch, event_id, map_id, type, revision, "
-    "corrects, toUnixTimestamp64Milli(received_at) AS received_ms, payload",
+_EVENT = (
+    "stream_ms, stream_seq, stream_epoch, event_id, map_id, type, revision, corrects, "
+    "toUnixTimestamp64Milli(received_at) AS received_ms, payload"
 )
-_LINES = _CHUNK.replace("COLUMNS", "stream_ms, stream_seq, stream_epoch, concat(payload, '\\n') AS line")
+_LINE = "stream_ms, stream_seq, stream_epoch, concat(payload, '\\n') AS line"
+
+_SETTINGS = {
+    "max_threads": 1,  # a page lies in a few granules: threads cost more than they read
+    "query_plan_optimize_lazy_materialization": 0,  # as does coming back for the payloads
+    "result_overflow_mode": "throw",
+}
 
 
 class Place(NamedTuple):
@@ -134,24 +140,18 @@ async def stored_events(
 
     A match nobody knows has none. Raises Retry when ClickHouse is away.
     """
-    table = await _chunk(clickhouse, _EVENTS, asked, after, last, rows, bytes_max)
+    table, has_more = await _chunk(clickhouse, _EVENT, asked, after, last, rows, bytes_max)
     columns = [column.to_pylist() for column in table.columns]
     events = [
         StoredEvent(
-            Place(ms, seq, epoch),
-            event_id.decode(),
-            map_id.decode(),
-            type_.decode(),
-            revision,
-            corrects.decode(),
-            received_ms,
-            payload,
+            Place(ms, seq, epoch), event_id.decode(), map_id.decode(), type_.decode(), revision, corrects.decode(),
+            received_ms, payload,
         )
         for ms, seq, epoch, event_id, map_id, type_, revision, corrects, received_ms, payload in zip(
-            *columns[:-1], strict=True
+            *columns, strict=True
         )
-    ][:rows]
-    return events, _has_more(table, len(events))
+    ]  # fmt: skip
+    return events, has_more
 
 
 async def stored_lines(
@@ -165,18 +165,18 @@ async def stored_lines(
 ) -> Lines:
     """What `stored_events` gives, as whole lines. Hot path: ClickHouse builds the lines, one buffer is sliced here, no
     Python object is made per event (`loadtests.bench_history`)."""
-    table = await _chunk(clickhouse, _LINES, asked, after, last, rows, bytes_max)
-    table = table.slice(0, rows)
+    table, has_more = await _chunk(clickhouse, _LINE, asked, after, last, rows, bytes_max)
     if not len(table):
         return Lines(b"", 0, None, False)
     ms, seq, epoch = (table.column(index)[-1].as_py() for index in range(3))
     body = b"".join(map(_buffer, table.column(3).chunks))
-    return Lines(body, len(table), Place(ms, seq, epoch), _has_more(table, len(table)))
+    return Lines(body, len(table), Place(ms, seq, epoch), has_more)
 
 
 async def _chunk(
-    clickhouse: ClickHouse, sql: str, asked: Asked, after: Place, last: EntryId, rows: int, bytes_max: int
-) -> pa.Table:
+    clickhouse: ClickHouse, columns: str, asked: Asked, after: Place, last: EntryId, rows: int, bytes_max: int
+) -> tuple[pa.Table, bool]:
+    """Up to `rows` rows, and whether there are more."""
     parameters: Mapping[str, Any] = {
         "match_id": asked.match_id,
         "map_id": asked.map_id or "",
@@ -189,13 +189,16 @@ async def _chunk(
         "until_ms": asked.until_ms,
         "corrections_only": asked.corrections_only,
         "rows": rows + 1,  # one more, to know whether there is more
-        "bytes_max": bytes_max,
     }
-    return await clickhouse.arrow(sql, parameters)
-
-
-def _has_more(table: pa.Table, used: int) -> bool:
-    return len(table) > 0 and int(table.column(table.num_columns - 1)[0].as_py()) > used
+    settings = {**_SETTINGS, "max_result_bytes": bytes_max}
+    try:
+        table = await clickhouse.arrow(_ROWS.replace("COLUMNS", columns), parameters, settings=settings)
+        return table.slice(0, rows), len(table) > rows
+    except TooLarge:
+        bounded = {**parameters, "bytes_max": bytes_max}
+        table = await clickhouse.arrow(_BOUNDED.replace("COLUMNS", columns), bounded, settings=_SETTINGS)
+        used = min(rows, len(table))
+        return table.slice(0, used).drop_columns("found"), used > 0 and table.column("found")[0].as_py() > used
 
 
 def _buffer(lines: pa.Array) -> memoryview:

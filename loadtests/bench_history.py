@@ -122,6 +122,7 @@ class Load:
                 body = f'{{"event_id":"{number}","match_id":"{LIVE}","map_id":"1","type":"kill","source":"load"}}'
                 head = f"{header('match', topic, time.time_ns() // 1000, 'bench')} {number + 1}"
                 pipe.xadd(keys.events(self._shard), {"h": head, "d": body})
+            pipe.hset(keys.counters(self._shard), "events", str(due))
             now = time.perf_counter()
             pipe.execute()
             self.sent_s.extend([now] * (due - len(self.sent_s)))
