@@ -13,7 +13,7 @@ from core import metrics
 LABELS = {
     "event_type": "tally", "stage": "state", "slo": "500ms", "source": "api", "result": "accepted", "group": "state",
     "loop": "state", "transport": "sse", "class": "event", "reason": "bytes", "verdict": "complete", "table": "votes",
-    "place": "raw",
+    "place": "raw", "tier": "redis",
 }  # fmt: skip
 INTERVAL_S = 0.1
 
