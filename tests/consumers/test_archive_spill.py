@@ -75,7 +75,7 @@ async def archiving(settings: Settings, shelf: Shelf | None) -> AsyncIterator[Ar
         yield archive
     finally:
         stop.set()
-        await asyncio.wait_for(task, 10.0)
+        await asyncio.wait_for(task, 30.0)
         await clickhouse.close()
         await client.aclose()
 
@@ -169,7 +169,8 @@ async def test_a_backlog_goes_to_disk_while_redis_is_short_of_memory(
     log.vote(600)
     await asyncio.sleep(0.5)
     before = metric("archive_spilled_entries_total")
-    settings = msgspec.structs.replace(spill_settings, spill_memory_percent=0, spill_after_s=1000.0)
+    # More than a log writes in one turn, or it would never be behind.
+    settings = msgspec.structs.replace(spill_settings, archive_batch_max=50, spill_memory_percent=0, spill_after_s=1e3)
     async with archiving(settings, Shelf(tmp_path / "spill", "log1", 2**30)):
         await archived(log, 600)
     assert metric("archive_spilled_entries_total") > before

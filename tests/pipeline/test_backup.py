@@ -118,7 +118,7 @@ async def test_an_incremental_backup_holds_less_and_needs_its_base(backups: Back
     assert [one.name for _, one in manifest.verify(backups.incremental)] == [top.name, full.name]
     alone = shutil.copytree(backups.incremental, tmp_path / top.name)
     done = await asyncio.to_thread(backups.pipeline.run, "drill", str(alone))
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert f"{full.name} is no complete backup" in done.stderr
 
 
