@@ -209,7 +209,7 @@ async def test_only_the_plan_in_flight_can_be_committed(log: ArchiveLog) -> None
     await writer.take_over()
     batch = await writer.read(EVERYTHING)
     assert batch is not None
-    plan = Plan("0-0", str(batch.first), str(batch.last), 3, batch.crc, 1, 1, 0)
+    plan = Plan("0-0", str(batch.first), str(batch.last), 3, batch.crc, batch.epoch, 1, 0)
     await writer._plan(plan)
     with pytest.raises(Retry, match="this plan is not in flight"):
         await writer._commit(plan, b"another", batch)
@@ -222,7 +222,7 @@ async def test_a_paused_owner_is_refused_at_its_commit(log: ArchiveLog) -> None:
     await writer.take_over()
     batch = await writer.read(EVERYTHING)
     assert batch is not None
-    plan = Plan("0-0", str(batch.first), str(batch.last), 3, batch.crc, 1, 1, 0)
+    plan = Plan("0-0", str(batch.first), str(batch.last), 3, batch.crc, batch.epoch, 1, 0)
     text = await writer._plan(plan)
     await writer._insert_all(plan, batch)
     await log.archive()
