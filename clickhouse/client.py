@@ -5,8 +5,8 @@ may start before its ClickHouse does. After a failure the next call simply tries
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
@@ -89,7 +89,28 @@ def translate(error: Exception) -> ArenacastError:
         return Retry(text) if error.code in _TRANSIENT_CODES else Fatal(text)
     if isinstance(error, OperationalError | aiohttp.ClientError | OSError | TimeoutError):
         return Retry(f"ClickHouse does not answer: {type(error).__name__}")
+    if isinstance(error, pa.ArrowException):  # the stream broke off; a table is given whole or not at all
+        return Retry(f"ClickHouse: broken answer: {type(error).__name__}")
     return Fatal(f"ClickHouse client: {type(error).__name__}")
+
+
+@asynccontextmanager
+async def _bounded(timeout_s: float) -> AsyncIterator[None]:
+    """Bound a call in time, and tell its errors in our terms.
+
+    A cancellation that meets the library's clean-up after an error is swallowed there (clickhouse-connect 1.12.0,
+    `AsyncClient._initialize`), and the error raised; whoever cancelled would wait for ever for a task that goes on.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    cancelling = task.cancelling()
+    try:
+        async with asyncio.timeout(timeout_s):
+            yield
+    except (ClickHouseError, aiohttp.ClientError, pa.ArrowException, OSError, TimeoutError) as error:
+        if task.cancelling() > cancelling:
+            raise asyncio.CancelledError from error
+        raise translate(error) from error
 
 
 class ClickHouse:
@@ -116,16 +137,13 @@ class ClickHouse:
     ) -> Sequence[Sequence[Any]]:
         """Rows of a SELECT. `{name:Type}` in `sql` takes `parameters`; `formats` maps a column to its Python format."""
         bound_s = timeout_s or self._timeout_s
-        try:
-            async with asyncio.timeout(bound_s):
-                result = await (await self._opened()).query(
-                    sql,
-                    parameters=dict(parameters or {}),
-                    column_formats=dict(formats or {}),
-                    settings={"max_execution_time": bound_s},  # so that the server stops working, too
-                )
-        except (ClickHouseError, aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise translate(error) from error
+        async with _bounded(bound_s):
+            result = await (await self._opened()).query(
+                sql,
+                parameters=dict(parameters or {}),
+                column_formats=dict(formats or {}),
+                settings={"max_execution_time": bound_s},  # so that the server stops working, too
+            )
         return result.result_rows
 
     async def arrow(
@@ -141,19 +159,14 @@ class ClickHouse:
         Raises TooLarge when `settings` bound the result (`max_result_bytes`) and it exceeds that.
         """
         bound_s = timeout_s or self._timeout_s
-        try:
-            async with asyncio.timeout(bound_s):
-                client = await self._opened()
-                return await client.query_arrow(
-                    sql,
-                    parameters=dict(parameters or {}),
-                    settings=_known(client, {"max_execution_time": bound_s, **(settings or {})}),
-                    use_strings=False,
-                )
-        except pa.ArrowException as error:  # the stream broke off; a table is given whole or not at all
-            raise Retry(f"ClickHouse: broken answer: {type(error).__name__}") from error
-        except (ClickHouseError, aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise translate(error) from error
+        async with _bounded(bound_s):
+            client = await self._opened()
+            return await client.query_arrow(
+                sql,
+                parameters=dict(parameters or {}),
+                settings=_known(client, {"max_execution_time": bound_s, **(settings or {})}),
+                use_strings=False,
+            )
 
     async def command(
         self,
@@ -164,23 +177,17 @@ class ClickHouse:
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         """Run a statement that returns nothing of interest."""
-        try:
-            async with asyncio.timeout(timeout_s or self._timeout_s):
-                client = await self._opened()
-                await client.command(sql, parameters=dict(parameters or {}), settings=_known(client, settings or {}))
-        except (ClickHouseError, aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise translate(error) from error
+        async with _bounded(timeout_s or self._timeout_s):
+            client = await self._opened()
+            await client.command(sql, parameters=dict(parameters or {}), settings=_known(client, settings or {}))
 
     async def insert(
         self, table: str, columns: Sequence[str], body: bytes, settings: Mapping[str, Any], *, timeout_s: float
     ) -> None:
         """Insert an Arrow file in one request. After Retry the outcome is unknown: the rows may be there, or come."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                client = await self._opened()
-                await client.raw_insert(table, columns, body, _known(client, settings), "Arrow")
-        except (ClickHouseError, aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise translate(error) from error
+        async with _bounded(timeout_s):
+            client = await self._opened()
+            await client.raw_insert(table, columns, body, _known(client, settings), "Arrow")
 
     async def check(self) -> str:
         """For readiness: "" when a query is answered, else what is wrong."""

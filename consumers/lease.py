@@ -26,6 +26,8 @@ STOP_TIMEOUT_S = 5.0
 """How long a work may take to finish its batch when the process stops. When a shard only moves it is a third of the
 lease's time to live, so that the other leases are renewed in time; being cancelled costs a work nothing but time."""
 
+CANCEL_AGAIN_S = 1.0
+
 LEASE_SCRIPTS = ("lease_acquire", "lease_renew", "consumer_alive")
 
 
@@ -151,9 +153,12 @@ class Leases:
         return bool(await self._scripts.run("lease_renew", names, [self._owner, ownership.token, ttl_ms]))
 
     async def _cancel(self, shard: int) -> None:
+        """End a work now. One that swallows the cancellation, as libraries do, sees `stop` or is cancelled again."""
         held = self._held.pop(shard)
-        held.task.cancel()
-        await asyncio.wait([held.task])
+        held.ownership.stop.set()
+        while not held.task.done():
+            held.task.cancel()
+            await asyncio.wait([held.task], timeout=CANCEL_AGAIN_S)
 
     async def _give_up(self, shard: int, timeout_s: float) -> None:
         held = self._held[shard]

@@ -1,5 +1,8 @@
 """Errors are named after what the caller does, and say nothing of the data."""
 
+import asyncio
+from collections.abc import Callable
+
 import pytest
 from clickhouse_connect.driver.exceptions import DatabaseError, OperationalError
 
@@ -64,3 +67,18 @@ async def test_a_closed_client_opens_again(clickhouse: ClickHouse) -> None:
     await clickhouse.close()
     assert await clickhouse.query("SELECT 1") == [(1,)]
     assert await clickhouse.check() == ""
+
+
+async def test_a_call_that_is_cancelled_ends_wherever_the_cancellation_meets_it(free_port: Callable[[], int]) -> None:
+    """Nobody listens: the library cleans up after the error, and the cancellation comes at each step of that."""
+    client = ClickHouse(f"http://127.0.0.1:{free_port()}/x")
+    outcomes = []
+    for steps in range(60):
+        call = asyncio.create_task(client.query("SELECT 1"))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        was_asked = call.cancel()
+        await asyncio.wait([call])
+        outcomes.append((was_asked, call.cancelled()))
+    assert {True, False} == {was_asked for was_asked, _ in outcomes}, "from the first step to beyond the last"
+    assert all(is_cancelled == was_asked for was_asked, is_cancelled in outcomes)

@@ -1,6 +1,7 @@
 """Ownership of shards: one owner at a time, shares move, the dead are replaced."""
 
 import asyncio
+import contextlib
 from collections import Counter
 
 import pytest
@@ -106,6 +107,28 @@ async def test_work_that_fails_is_started_again(settings: Settings) -> None:
     stop = asyncio.Event()
     task = asyncio.create_task(leases.run(work, stop))
     await wait_until(lambda: len(starts) == 2, 5, "started again")
+    stop.set()
+    await asyncio.wait_for(task, 5)
+    await client.aclose()
+
+
+@pytest.mark.redis
+async def test_work_that_swallows_its_cancellation_holds_nobody_up(settings: Settings) -> None:
+    client = redis_client.connect(settings)
+    leases = Leases(Scripts(client, 1, lease_sources()), "job", 1, "me", TTL_S)
+    tokens: list[int] = []
+
+    async def work(ownership: Ownership) -> None:
+        tokens.append(ownership.token)
+        while not ownership.stop.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.05)
+
+    stop = asyncio.Event()
+    task = asyncio.create_task(leases.run(work, stop))
+    await wait_until(lambda: len(tokens) == 1, 5, "owned")
+    redis.Redis.from_url(settings.redis_url).delete(keys.lease(0, "job"))
+    await wait_until(lambda: len(tokens) == 2, 5, "acquired anew")
     stop.set()
     await asyncio.wait_for(task, 5)
     await client.aclose()
