@@ -1,7 +1,6 @@
 """The archive consumer's process: leases, two followers per owned shard, the books, and what is seen of it."""
 
 import asyncio
-import gc
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -18,7 +17,7 @@ from consumers.archive_follower import INSERTS_AT_ONCE, Follower
 from consumers.lease import Leases, Ownership, lease_sources
 from consumers.reconcile import watch
 from consumers.state import unique_owner
-from core import http, keys, logs, redis_client
+from core import collector, http, keys, logs, redis_client
 from core.metrics import (
     ARCHIVE_ROWS,
     ARCHIVE_STUCK,
@@ -39,16 +38,13 @@ LOGS: tuple[Log, ...] = ("events", "updates", "audit")
 GAUGES_S = 1.0
 
 GC_THRESHOLD = 100_000
-"""Allocations between two looks of the garbage collector. A batch is hundreds of thousands of small objects that live
-together and die by reference counting; at the default of 700 the collector walks them again and again, which costs a
-quarter of the processor time of a row (loadtests.bench_archive)."""
+"""For `collector.relax`: a batch is hundreds of thousands of small objects that live and die together."""
 
 
 def run(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT. Raises Fatal when the settings contradict the log or name no usable ClickHouse."""
     logs.configure("archive", settings)
-    gc.freeze()
-    gc.set_threshold(GC_THRESHOLD)
+    collector.relax(GC_THRESHOLD)
     uvloop.run(_main(settings))
 
 

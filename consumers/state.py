@@ -10,7 +10,7 @@ import uvloop
 
 from consumers.lease import Leases, Ownership, lease_sources
 from consumers.shard_worker import ShardWorker, state_sources
-from core import http, keys, logs, redis_client
+from core import collector, http, keys, logs, redis_client
 from core.metrics import DEAD, LAG_ENTRIES, LAG_SECONDS, LOOP_ERRORS, STAGE, UNACCOUNTED
 from core.redis_client import Redis, Scripts
 from core.settings import Settings
@@ -22,6 +22,7 @@ GAUGES_S = 1.0
 def run(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT. Raises Fatal when the settings contradict the log."""
     logs.configure("state", settings)
+    collector.relax()
     uvloop.run(_main(settings))
 
 

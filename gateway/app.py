@@ -1,7 +1,6 @@
 """Composition root of the gateway: takes its settings, makes every client, hands them down, and ends in order."""
 
 import asyncio
-import gc
 import multiprocessing
 import socket
 from collections.abc import AsyncIterator
@@ -14,7 +13,7 @@ from starlette.types import ASGIApp
 
 from clickhouse.client import ClickHouse
 from clickhouse.history import History
-from core import audit, http, logs
+from core import audit, collector, http, logs
 from core.errors import Fatal, Retry
 from core.redis_client import Redis, Scripts, check, connect, find_log
 from core.settings import Settings
@@ -33,10 +32,6 @@ REDIS_CONNECTIONS_EXTRA = 16
 """Connections to Redis beside one blocking read per shard."""
 
 SHARDS_MAX = 64
-
-GC_THRESHOLD = 20_000
-"""Objects made and not yet freed before the collector looks for cycles. With the default of 700 it looks every
-few messages, and finds nothing: what a message leaves refers to nothing that refers back."""
 
 GZIP_MIN_BYTES = 1024
 """Of a REST answer. Below that a packet holds it either way."""
@@ -80,8 +75,7 @@ def run(settings: Settings, workers: int = 1) -> None:
 
 def work(settings: Settings, listener: socket.socket) -> None:
     """One worker's life."""
-    gc.freeze()  # what was imported stays: no collection needs to walk through it
-    gc.set_threshold(GC_THRESHOLD)
+    collector.relax()
     uvloop.run(_serve(settings, listener))
 
 

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import uvloop
 from starlette.types import ASGIApp
 
-from core import logs
+from core import collector, logs
 from core.clock import Clock, now_us
 from core.digest import voter_key
 from core.errors import Fatal
@@ -32,6 +32,7 @@ CONNECTIONS_READING = 8
 def run(settings: Settings) -> None:
     """The service `ingest`, until SIGTERM or SIGINT. Raises Fatal with one line when it cannot work."""
     logs.configure("ingest", settings)
+    collector.relax()
     uvloop.run(_serve(settings))
 
 

@@ -53,8 +53,10 @@ async def test_readers_of_an_entry_that_nobody_can_read_are_sent_for_a_reset(
             told = Message(TOPIC, "round_end", False, entry.ms, entry.seq, 1, data, now_us(), "test")
             array = msgspec.msgpack.decode(encode_update(Update(1, entry, EntryId(0, 0), now_us(), [told], [])))
             array[4][0][3] = "no number"
-            log.client.xadd(keys.updates(shard), {"u": msgspec.msgpack.encode(array)}, id=str(entry))
-            log.client.hset(keys.progress(shard), mapping={"last_id": str(entry), "updates_id": str(entry)})
+            with log.client.pipeline(transaction=True) as pipe:  # both or neither, as the state consumer's script does
+                pipe.xadd(keys.updates(shard), {"u": msgspec.msgpack.encode(array)}, id=str(entry))
+                pipe.hset(keys.progress(shard), mapping={"last_id": str(entry), "updates_id": str(entry)})
+                pipe.execute()
             assert (await read(reader, 1))[0]["event"] == "bye"
         async with reading(gateway, "sse", TOPIC, cursor=snapshot["id"]) as reader:
             (welcome,) = await read(reader, 1)
