@@ -20,7 +20,8 @@ What leaves      pages and replays of stored events for the gateway; tables and 
     analysts     what analysts may see of the raw tables, and the key that hides voters from them
     examples     questions that analysts ask, in SQL, and how to ask them from Python
     comparison   every view's target against what its SELECT gives over raw; single polls and matches computed anew
-    mending      aggregates computed anew while everything runs, by whoever owns the shard
+    mending      aggregates computed anew while everything runs, by whoever owns the shard; rebuilding: by one owner
+                 at a time, whatever comes late
     erasing      a voter's hash out of every table, and out of Redis
     backup, restore  a copy of everything, and the way back
     embedded     ClickHouse's HTTP interface over the in-process engine, for one machine

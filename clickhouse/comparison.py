@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from msgspec import Struct
 
 from clickhouse.client import ClickHouse
+from clickhouse.rebuilding import ALONE, STATEMENT_S, Attempt
 from core.names import is_id
 
 SUBJECTS = ("poll_id", "match_id")
@@ -201,7 +202,7 @@ async def first_difference(clickhouse: ClickHouse, aggregate: Comparable, name: 
     return min((cell for cell in raw.keys() | target.keys() if raw.get(cell) != target.get(cell)), default="")
 
 
-async def rebuild(clickhouse: ClickHouse, aggregate: Comparable, ids: Sequence[str]) -> None:
+async def rebuild(clickhouse: ClickHouse, aggregate: Comparable, ids: Sequence[str], attempt: Attempt = ALONE) -> None:
     """Compute subjects anew from raw. Only for whoever keeps raw still for them: the shard's archive writer between
     two batches, or a restore. A reader may find them missing for a moment; repeating it after a crash is harmless."""
     if not all(map(is_id, ids)):
@@ -209,19 +210,16 @@ async def rebuild(clickhouse: ClickHouse, aggregate: Comparable, ids: Sequence[s
     for start in range(0, len(ids), _AT_ONCE):
         names = list(ids[start : start + _AT_ONCE])
         await clickhouse.command(
-            f"DELETE FROM {aggregate.name} WHERE {aggregate.subject} IN {{ids:Array(String)}}",  # noqa: S608
+            f"DELETE FROM {aggregate.name} "  # noqa: S608 - our own schema
+            f"WHERE {aggregate.subject} IN {{ids:Array(String)}} AND {attempt.holds}",
             {"ids": names},
-            settings={"lightweight_deletes_sync": 2},
-            timeout_s=_TIMEOUT_S,
+            settings=attempt.deleting(),
+            timeout_s=STATEMENT_S,
         )
         listed = ", ".join(f"'{name}'" for name in names)  # ids hold nothing that needs a quote
         await clickhouse.command(
             f"INSERT INTO {aggregate.name} ({', '.join(aggregate.fed)}) "  # noqa: S608 - our own schema
-            f"SELECT * FROM ({aggregate.select}) WHERE {aggregate.subject} IN ({listed})",
-            settings={
-                "async_insert": 0,
-                "insert_deduplicate": 0,
-                "deduplicate_insert": "disable",  # an equal block of an earlier rebuild would be dropped as a repeat
-            },
-            timeout_s=_TIMEOUT_S,
+            f"SELECT * FROM ({aggregate.select}) WHERE {aggregate.subject} IN ({listed}) AND {attempt.holds}",
+            settings=attempt.inserting(),
+            timeout_s=STATEMENT_S,
         )

@@ -1,8 +1,8 @@
 """Looking at what ClickHouse holds, and mending what deduplication tokens cannot cover. See `writer` for when.
 
 Aggregates are computed anew with the SELECT of the very view that fills them, read from ClickHouse, so that there is
-one definition; `aggregates` says which parts. Readers may see an aggregate without such a part for the moment between
-deleting and computing it.
+one definition; `aggregates` says which parts, `rebuilding` how late statements are kept out. Readers may see an
+aggregate without such a part for the moment between deleting and computing it.
 """
 
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from clickhouse.aggregates import AGGREGATES, Aggregate, Scope
 from clickhouse.client import ClickHouse
+from clickhouse.rebuilding import STATEMENT_S, Attempt
 from clickhouse.tables import Row, Table
 from core.position import EntryId
 
@@ -87,33 +88,34 @@ async def missing_rows(
     return [row for row in rows if table.key_of(row) not in known]
 
 
-async def rebuild_aggregates(clickhouse: ClickHouse, table: Table, shard: int, rows: Sequence[Row]) -> None:
+async def rebuild_aggregates(
+    clickhouse: ClickHouse, table: Table, shard: int, rows: Sequence[Row], attempt: Attempt
+) -> None:
     """Compute what depends on `rows` of a shard anew from raw. Repeating it, after a crash half-way, is harmless."""
     for aggregate in AGGREGATES:
         if aggregate.raw is table and rows:
             for scope in aggregate.scopes(shard, rows):
-                await rebuild(clickhouse, aggregate, scope)
+                await rebuild(clickhouse, aggregate, scope, attempt)
 
 
-async def rebuild(clickhouse: ClickHouse, aggregate: Aggregate, scope: Scope) -> None:
+async def rebuild(clickhouse: ClickHouse, aggregate: Aggregate, scope: Scope, attempt: Attempt) -> None:
     """Compute a part of an aggregate anew from raw."""
     if scope.target:
         await clickhouse.command(
-            f"DELETE FROM {aggregate.target} WHERE {scope.target}",  # noqa: S608 - our own names and numbers
-            settings={"lightweight_deletes_sync": 2},
-            timeout_s=_TIMEOUT_S,
+            f"DELETE FROM {aggregate.target} WHERE {scope.target} AND {attempt.holds}",  # noqa: S608 - our own text
+            settings=attempt.deleting(),
+            timeout_s=STATEMENT_S,
         )
     select = await clickhouse.query(
         "SELECT as_select, database FROM system.tables WHERE database = currentDatabase() AND name = {name:String}",
         {"name": aggregate.feed},
     )
     await clickhouse.command(
-        f"INSERT INTO {aggregate.target} {select[0][0]}",  # ClickHouse's own text of our view
+        # ClickHouse's own text of our view
+        f"INSERT INTO {aggregate.target} SELECT * FROM ({select[0][0]}) WHERE {attempt.holds}",  # noqa: S608
         settings={
-            "async_insert": 0,
-            "insert_deduplicate": 0,
-            "deduplicate_insert": "disable",  # an equal block of an earlier repair would be dropped as a repeat
+            **attempt.inserting(),
             "additional_table_filters": {f"{select[0][1]}.{aggregate.raw.name}": scope.raw},
         },
-        timeout_s=_TIMEOUT_S,
+        timeout_s=STATEMENT_S,
     )

@@ -19,6 +19,7 @@ from clickhouse import comparison, erasing, repair
 from clickhouse.aggregates import Aggregate, Scope
 from clickhouse.backup import TIMEOUT_S, disk, linked
 from clickhouse.client import ClickHouse, parse_target
+from clickhouse.rebuilding import ALONE
 from clickhouse.tables import RATINGS, TABLES
 from core import erasures, keys, manifest, redis_client
 from core.manifest import Manifest
@@ -61,7 +62,7 @@ async def _run(settings: Settings, source: Path) -> None:
 async def _forget_plans(client: Redis, made: Manifest) -> None:
     for shard in range(made.shards):
         for log in TABLES:
-            await call(client.hdel(keys.archive(shard, log), "inflight"))
+            await call(client.hdel(keys.archive(shard, log), "inflight", "rebuild"))
         for job in ("state", "archive"):
             await call(client.delete(keys.lease(shard, job)))
 
@@ -104,7 +105,9 @@ async def cut_ratings(clickhouse: ClickHouse) -> int:
             settings={"lightweight_deletes_sync": 2},
             timeout_s=TIMEOUT_S,
         )
-        await repair.rebuild(clickhouse, Aggregate("elo_ratings_feed", "elo_ratings_store", RATINGS), Scope("1", "1"))
+        await repair.rebuild(
+            clickhouse, Aggregate("elo_ratings_feed", "elo_ratings_store", RATINGS), Scope("1", "1"), ALONE
+        )
     return count
 
 

@@ -21,8 +21,9 @@ ever planned anew or skipped.
 
 What the tokens cannot cover is done by looking (`repair`): when more batches passed than a table's window is sure to
 remember, or when ClickHouse holds rows beyond the committed position because Redis was rolled back, only the rows that
-are not there are inserted, and the aggregates are computed anew from raw; it is logged as an error, because something
-else went wrong before. A plan whose entries are not the planned ones any more cannot be redone: `Stuck`.
+are not there are inserted, and the aggregates are computed anew from raw; where some were missing it is logged as an
+error, because something else went wrong before. A plan whose entries are not the planned ones any more cannot be
+redone: `Stuck`.
 
 A plan or a commit that Redis lost (it crashed with `appendfsync everysec`, or a lagging replica took over) is such a
 case, so the plan needs no WAITAOF of its own: a lost plan leaves rows beyond the committed position.
@@ -32,6 +33,7 @@ Without it a repeat has other boundaries, hence another token, and what arrived 
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Mapping
 
@@ -39,10 +41,12 @@ import msgspec
 from msgspec import Struct
 from redis.exceptions import ResponseError
 
-from clickhouse import mending, repair
+from clickhouse import repair
 from clickhouse.client import ClickHouse
+from clickhouse.mending import Mender
 from clickhouse.migrate import DEDUPLICATION_WINDOW
 from clickhouse.reading import Limits, Log, Stuck, checksum, entry_id, stream_key
+from clickhouse.rebuilding import Rebuilds, rebuild_sources
 from clickhouse.rows import SCHEMA, RawEntry, Rows, from_audit, from_events, from_updates
 from clickhouse.segments import Shelf
 from clickhouse.spill import JOB, SpilledLog, spill_sources
@@ -54,7 +58,8 @@ from core.position import ZERO, EntryId, parse_entry_id
 from core.redis_client import Argument, Redis, Scripts, call, lua
 
 INSERT_TIMEOUT_S = 60.0
-"""Bound of one attempt; the next one carries the same token, so giving up early is safe."""
+"""Bound of one attempt, here and in ClickHouse, so that none is still running when it is long forgotten; the next one
+carries the same token, so giving up early is safe."""
 
 BATCHES_SAFE = DEDUPLICATION_WINDOW // 4
 """Batches of all shards after which a table may have forgotten a token: it remembers blocks, and a batch makes one per
@@ -118,7 +123,7 @@ class Batch(Struct, frozen=True):
 
 def writer_sources() -> dict[str, str]:
     """The scripts that `Writer` needs, for the process's `Scripts`."""
-    return {name: lua("clickhouse", name) for name in _SCRIPTS} | spill_sources()
+    return {name: lua("clickhouse", name) for name in _SCRIPTS} | spill_sources() | rebuild_sources()
 
 
 class Writer:
@@ -148,6 +153,8 @@ class Writer:
         self._key = keys.archive(shard, log)
         self._stream = stream_key(shard, log)
         self._spilled = SpilledLog(client, scripts, shelf, shard, log, token)
+        self._rebuilds = Rebuilds(client, scripts, clickhouse, shard, log, token)
+        self._mender = Mender(client, clickhouse, self._rebuilds, shard, log)
         self._epoch = 0
         self._careful_until = ZERO
         self._logger = logs.get().bind(job=JOB, shard=shard, log=log, fence=token)
@@ -184,6 +191,8 @@ class Writer:
         self._epoch = (await epochs.load(self._client, self._shard)).current
         await self._spilled.load(self.committed)
         await self._clickhouse.query("SELECT 1", timeout_s=5.0)  # while it is away, nothing below is worth its cost
+        if b"rebuild" in state:
+            await self._rebuilds.settle(int(state[b"rebuild"]))
         if b"inflight" in state:
             await self._redo(state[b"inflight"])
         newest = await repair.newest_position(self._clickhouse, TABLES[self._log], self._shard, self.committed)
@@ -254,7 +263,7 @@ class Writer:
 
     async def mend(self) -> None:
         """Compute the aggregates anew that somebody asked for (`mending`). Between two batches, like `read`."""
-        await mending.mend(self._client, self._clickhouse, self._shard, self._log)
+        await self._mender.mend()
 
     async def write(self, batch: Batch) -> None:
         """Plan, insert, commit."""
@@ -284,7 +293,7 @@ class Writer:
                 await self._insert(table, block, plan.token(self._shard, self._log, table.name))
 
     async def _insert_missing(self, plan: Plan, batch: Batch) -> None:
-        LOOP_ERRORS.labels("archive_repair").inc()
+        attempt = await self._rebuilds.begin()
         for table in TABLES[self._log]:
             rows = table.rows(batch.rows.tables.get(table.name, []))
             if not rows:
@@ -293,17 +302,25 @@ class Writer:
             if missing:
                 token = plan.token(self._shard, self._log, table.name)
                 await self._insert(table, missing, f"{token}:missing:{len(missing)}:{missing[0][2:4]}")
-            await repair.rebuild_aggregates(self._clickhouse, table, self._shard, rows)
-            self._logger.error(
-                "archived by looking", table=table.name, first=plan.first, last=plan.last, rows=len(rows),
-                missing=len(missing),
+            await repair.rebuild_aggregates(self._clickhouse, table, self._shard, rows, attempt)
+            if missing:
+                LOOP_ERRORS.labels("archive_repair").inc()
+            # Nothing missing is what a restore or a commit that Redis lost looks like: the rows were there.
+            self._logger.log(
+                logging.ERROR if missing else logging.INFO, "archived by looking", table=table.name, first=plan.first,
+                last=plan.last, rows=len(rows), missing=len(missing),
             )  # fmt: skip
+        await self._rebuilds.end(attempt)
 
     async def _insert(self, table: Table, block: Block, token: str) -> None:
         body = await asyncio.to_thread(table.encode, block)
         await self._check_fence()
         started = time.monotonic()
-        settings = {**INSERT_SETTINGS, "insert_deduplication_token": token}
+        settings = {
+            **INSERT_SETTINGS,
+            "insert_deduplication_token": token,
+            "max_execution_time": int(INSERT_TIMEOUT_S),
+        }
         await self._clickhouse.insert(table.name, table.columns, body, settings, timeout_s=INSERT_TIMEOUT_S)
         ARCHIVE_INSERT.observe(time.monotonic() - started)
 

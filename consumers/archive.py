@@ -9,6 +9,7 @@ import uvloop
 
 from clickhouse.client import ClickHouse
 from clickhouse.reading import Log
+from clickhouse.rebuilding import parked
 from clickhouse.segments import Shelf
 from clickhouse.spill import JOB, parse_records
 from clickhouse.tables import TABLES
@@ -25,6 +26,7 @@ from core.metrics import (
     LAG_ENTRIES,
     LAG_SECONDS,
     LOOP_ERRORS,
+    MENDS_PARKED,
     SPILL_BUDGET,
     SPILL_BYTES,
     SPILL_SEGMENTS,
@@ -163,6 +165,7 @@ class Archive:
                 LAG_ENTRIES.labels(keys.ARCHIVE_GROUP).set(entries)
                 LAG_SECONDS.labels(keys.ARCHIVE_GROUP).set(oldest_s)
                 ARCHIVE_STUCK.set(sum(bool(follower.stuck) for follower in self._followers.values()))
+                MENDS_PARKED.set(len(await parked(self._client, self._leases.owned, LOGS)))
                 SPILL_SEGMENTS.set(sum(follower.segments for follower in self._followers.values()))
                 if self._shelf is not None:
                     await asyncio.to_thread(self._shelf.expire)

@@ -144,9 +144,11 @@ class Erasure:
     async def _wait_mended(self, outcome: Outcome, timeout_s: float) -> None:
         """Until nothing is left to be computed anew, also of an erasure before this one."""
         try:
-            await mending.wait_done(self._client, range(self._shards), timeout_s)
+            given_up = await mending.wait_done(self._client, range(self._shards), timeout_s)
         except Retry as error:
             outcome.left.append(str(error))
+            return
+        outcome.left.extend(f"{request} was not computed anew: {why}" for (_, request), why in given_up.items())
 
     async def _rewrite_file(self, outcome: Outcome) -> None:
         """What was deleted still stands in the append-only file until it is rewritten."""

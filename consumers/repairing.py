@@ -89,8 +89,12 @@ class Repairs:
         for one in differences:
             name, _, subject = one.subject.partition(" ")
             await mending.ask(self._client, one.shard, known[name], [subject])
-        await mending.wait_done(self._client, sorted({one.shard for one in differences}), WAIT_S)
-        return [f"{one.subject}: computed anew from raw" for one in differences]
+        given_up = await mending.wait_done(self._client, sorted({one.shard for one in differences}), WAIT_S)
+        reasons = {one.subject: given_up.get((one.shard, one.subject)) for one in differences}
+        return [
+            f"{subject}: computed anew from raw" if why is None else f"{subject}: not repaired: {why}"
+            for subject, why in reasons.items()
+        ]
 
     async def _mend_poll(self, shard: int, topic: str) -> str:
         definition = await self._definition(shard, topic)

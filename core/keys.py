@@ -20,9 +20,12 @@ All keys of a shard share the hash tag `{sNN}`, so that on Redis Cluster its scr
     shard:{s}                 hash    state consumer: last_id, applied, votes, dead, dead_votes, updates_id,
                                       vote_ordinal, event_ordinal, gaps
     archive:{s}:<log>         hash    archive consumer: committed, entries, batches, inflight; spilled = last entry in
-                                      segment files, while there are any (log = events | updates | audit)
+                                      segment files, while there are any; rebuilds = attempts at computing
+                                      aggregates anew, rebuild = the one under way (log = events | updates | audit)
     segments:{s}:<log>        list    segment files that hold what follows `committed`, in order: `clickhouse.segments`
     mend:{s}:<log>            set     "<aggregate> <poll or match>": to be computed anew by the archive of the shard
+    mend_tries:{s}:<log>      hash    the same -> attempts that were begun
+    mend_parked:{s}:<log>     hash    the same -> why it was given up, until somebody asks for it again
     lease:{s}:<job>           string  owner of (job, shard), with expiry
     fence:{s}:<job>           string  fencing token, grows with every change of owner
     consumers:<job>           zset    running consumers -> ms of their last sign of life (not per shard)
@@ -111,6 +114,14 @@ def segments(shard: int, log: str) -> str:
 
 def mend(shard: int, log: str) -> str:
     return f"mend:{tag(shard)}:{log}"
+
+
+def mend_tries(shard: int, log: str) -> str:
+    return f"mend_tries:{tag(shard)}:{log}"
+
+
+def mend_parked(shard: int, log: str) -> str:
+    return f"mend_parked:{tag(shard)}:{log}"
 
 
 def lease(shard: int, job: str) -> str:

@@ -62,6 +62,7 @@ REPLAYS = Gauge("gateway_replays", "Replays being sent", multiprocess_mode="live
 ARCHIVE_ROWS = Counter("archive_rows", "Rows committed to ClickHouse", ["table"])
 ARCHIVE_INSERT = Histogram("archive_insert_seconds", "Duration of one insert")
 ARCHIVE_STUCK = Gauge("archive_stuck_logs", "Logs of owned shards whose archive needs an operator")
+MENDS_PARKED = Gauge("archive_parked_mends", "Polls or matches of aggregates given up, until somebody asks again")
 SPILLED = Counter("archive_spilled_entries", "Entries put on disk because they could not be archived in time")
 SPILL_SEGMENTS = Gauge("archive_spill_segments", "Segment files that owned shards have not archived yet")
 SPILL_BYTES = Gauge("archive_spill_bytes", "Bytes in the spill directory")

@@ -11,6 +11,7 @@ import pytest
 import redis
 from prometheus_client import REGISTRY
 
+from clickhouse import comparison, mending
 from clickhouse.client import ClickHouse
 from clickhouse.migrate import migrate
 from clickhouse.reading import Limits
@@ -306,3 +307,47 @@ async def test_a_failure_with_the_next_batch_in_hand_starts_over_from_what_is_co
     async with archiving(msgspec.structs.replace(archive_settings, archive_batch_max=10)):
         await archived(log, 95)
     await log.assert_exact()
+
+
+async def test_an_aggregate_that_cannot_be_computed_anew_is_given_up_and_the_archive_goes_on(
+    log: ArchiveLog, archive_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mending, "_PAUSE_MIN_S", 0.01)
+    monkeypatch.setattr(module, "GAUGES_S", 0.05)
+    monkeypatch.setattr(archive_follower, "BACKOFF_MAX_S", 0.05)
+    for sql in (
+        """CREATE TABLE bad_store (match_id LowCardinality(String), events SimpleAggregateFunction(sum, UInt64))
+           ENGINE = AggregatingMergeTree ORDER BY match_id""",
+        """CREATE MATERIALIZED VIEW bad_feed TO bad_store AS
+           SELECT match_id, count() AS events FROM match_events WHERE throwIf(true) = 0 GROUP BY match_id""",
+    ):
+        await log.clickhouse.command(sql)
+    log.vote(20)
+    await log.archive()
+    # What the view cannot take came before it was there.
+    await log.clickhouse.command(
+        "INSERT INTO match_events (match_id) VALUES ('m1')", settings={"materialized_views_ignore_errors": 1}
+    )
+    await log.clickhouse.command("TRUNCATE TABLE votes_per_minute_store")
+    known = {one.name: one for one in await comparison.discover(log.clickhouse)}
+    await mending.ask(log.client, 0, known["bad_store"], ["m1", "m2"])
+    await mending.ask(log.client, 0, known["votes_per_minute_store"], ["p1"])
+    async with archiving(archive_settings):
+        for entries in (30, 40):
+            log.vote(10)
+            await archived(log, entries)
+        given_up = await mending.wait_done(log.client, [0], 20.0)
+        await wait_until(lambda: metric("archive_parked_mends") == 1, 10.0, "the metric says so")
+        log.vote(10)
+        await archived(log, 50)
+        await log.assert_exact()
+        assert given_up.keys() == {(0, "bad_store m1")}
+        assert "FUNCTION_THROW_IF_VALUE_IS_NON_ZERO" in given_up[0, "bad_store m1"]
+        await log.clickhouse.command("DROP VIEW bad_feed")
+        await log.clickhouse.command(
+            """CREATE MATERIALIZED VIEW bad_feed TO bad_store AS
+               SELECT match_id, count() AS events FROM match_events GROUP BY match_id"""
+        )
+        await mending.ask(log.client, 0, known["bad_store"], ["m1"])
+        assert await mending.wait_done(log.client, [0], 20.0) == {}
+    assert await log.rows("SELECT match_id, sum(events) FROM bad_store GROUP BY 1") == [("m1", 1)]
