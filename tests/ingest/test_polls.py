@@ -119,8 +119,9 @@ async def test_closing_what_does_not_exist_is_404(client: httpx.AsyncClient, log
     assert await log.entries() == []
 
 
-@pytest.mark.parametrize(("opens_at", "status"), [(None, "open"), (soon(hours=1), "pending"), (soon(hours=-1), "open")])
-async def test_a_poll_is_pending_until_it_opens(client: httpx.AsyncClient, opens_at: str | None, status: str) -> None:
+@pytest.mark.parametrize(("in_hours", "status"), [(None, "open"), (1, "pending"), (-1, "open")])
+async def test_a_poll_is_pending_until_it_opens(client: httpx.AsyncClient, in_hours: int | None, status: str) -> None:
+    opens_at = soon(hours=in_hours) if in_hours else None
     assert (await client.put(URL, json=POLL | {"opens_at": opens_at})).json()["status"] == status
 
 
