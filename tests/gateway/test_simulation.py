@@ -13,9 +13,12 @@ from core.epochs import Epochs
 from core.position import EntryId, Position
 from gateway import conflate, feeder, hub
 from gateway.backlog import Chunk
+from gateway.channel import Channel, Vector
+from gateway.frame_cache import FrameCache
 from gateway.frames import Item
 from gateway.past import Past, PastChunk
 from gateway.ring import Ring, _Line
+from tests.gateway.simulation.batch import play_many
 from tests.gateway.simulation.client import Broken
 from tests.gateway.simulation.scenario import play
 
@@ -41,6 +44,15 @@ def test_every_promise_is_kept(first: int) -> None:
             play(seed)
         except Broken as broken:
             raise AssertionError(f"seed {seed}: {broken}") from broken
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1200)
+def test_every_promise_is_kept_ten_thousand_times() -> None:
+    """The long form, on all cores."""
+    outcome = play_many(range(10_000))
+    print(outcome)
+    assert not outcome.broken, outcome.broken[:20]
 
 
 def test_scenarios_meet_every_verdict() -> None:
@@ -129,6 +141,15 @@ async def _read_one_page(
     return PastChunk(chunk.items, epochs.at(reach), is_full=False)
 
 
+def _joined_by_the_ends(self: FrameCache, channel: Channel, items: Sequence[Item], vector: Vector) -> bytes:
+    """Takes two batches for the same when they begin and end alike: of several shards, one may have a newer state."""
+    key: Any = (channel, tuple(vector.items()), id(items[0]), id(items[-1]), len(items))
+    frame = self._entries[key][0] if key in self._entries else channel.join(channel.encode(items, dict(vector)))
+    self._entries[key] = frame, (items[0], items[-1])
+    vector.update({item.shard: item.position for item in items})
+    return frame
+
+
 MUTANTS: dict[str, list[tuple[Any, str, Any]]] = {
     "one message dropped when the ring wraps": [(Ring, "_drop_oldest", _drop_without_telling)],
     "resume begins one too late": [(_Line, "after", _after_and_one_more)],
@@ -141,6 +162,7 @@ MUTANTS: dict[str, list[tuple[Any, str, Any]]] = {
     "archive believed when it has forgotten": [(Past, "kept_since_ms", _since_ever)],
     "states owed forgotten": [(Position, "owing", property(_owe_nothing))],
     "page of the archive taken for all of it": [(Past, "_read", _read_one_page)],
+    "frame cache keyed by the ends only": [(FrameCache, "joined", _joined_by_the_ends)],
 }
 
 

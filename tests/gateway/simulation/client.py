@@ -1,9 +1,11 @@
 """A simulated client: reads at its own speed, dies, comes back with its cursor, and checks every promise it got."""
 
 import asyncio
-import json
 import random
+from collections import deque
 from typing import Any
+
+import msgspec
 
 from core.cursor import decode
 from core.position import Position
@@ -14,7 +16,10 @@ from gateway.subscription import Subscription
 from tests.gateway.simulation.world import World
 
 Vector = dict[int, Position]
+BEGINNING = Position(0, 0, 0, 0)
 KNOWN_VERDICTS = {"complete", "conflated", "reset", "snapshot"}
+
+_parse = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 class Broken(AssertionError):
@@ -27,7 +32,7 @@ class Connection:
     def __init__(self, service: Service, client: "Client") -> None:
         self._service = service
         self._client = client
-        self._buffer: list[bytes] = []
+        self._buffer: deque[bytes] = deque()
         self._size = 0
         self.subscriber: Subscriber | None = None
         self.fd = -1
@@ -77,10 +82,11 @@ class Connection:
     def drain(self, count: int) -> None:
         """The client reads up to so many writes."""
         for _ in range(min(count, len(self._buffer))):
-            data = self._buffer.pop(0)
+            data = self._buffer.popleft()
             self._size -= len(data)
             for line in data.split(b"\n"):
-                self._client.take(json.loads(line))
+                self._client.take(_parse(line))
+            self._client.check_states()
         if self.is_paused and not self.is_closing and self._size <= self._service.high_water // 4:
             self.is_paused = False
             if self.subscriber is not None:
@@ -97,7 +103,7 @@ class Connection:
         return self.is_closing and not self._buffer
 
     def _check_conflated(self, data: bytes) -> None:
-        messages = [json.loads(line) for line in data.split(b"\n")]
+        messages = [_parse(line) for line in data.split(b"\n")]
         states = [(m["topic"], m["event"]) for m in messages if m["event"] in ("tally", "state")]
         if len(states) != len(set(states)):
             self._client.broken.append("sent a lagging reader a state that a later one of the same write replaces")
@@ -111,6 +117,8 @@ class Client:
         self._world = world
         self._rng = rng
         self.subscription = subscription
+        self._shard_of = {topic: world.shard_of(topic) for topic in subscription.topics}
+        self.shards = sorted(set(self._shard_of.values()))
         self.connection: Connection | None = None
         self.cursor: str | None = None
         self._stand: Vector | None = None  # what the cursor says, once it says it of all shards
@@ -118,15 +126,12 @@ class Client:
         self._states: dict[tuple[str, str], int] = {}
         self._verdicts: dict[str, str] = {}
         self._before: Vector = {}
+        self._covered: Vector = {}  # states up to here were looked at
         self.broken: list[str] = []
         """Found inside a write, where an exception would be the gateway's."""
         self.print = ""
         self._owed: set[int] = set()
         self.verdicts_seen: set[str] = set()
-
-    @property
-    def shards(self) -> list[int]:
-        return sorted({self._world.shard_of(topic) for topic in self.subscription.topics})
 
     # -- connecting
 
@@ -190,6 +195,8 @@ class Client:
         started_new = [shard for shard in self.shards if self._is_reset(shard)]
         self._stand = self.position() or {}
         self._before = {shard: self._stand.pop(shard) for shard in started_new if shard in self._stand}
+        for shard in started_new:
+            self._covered.pop(shard, None)
         for topic, kind in list(self._states):
             if self._verdict(topic) in ("reset", "snapshot"):
                 del self._states[topic, kind]
@@ -204,7 +211,7 @@ class Client:
     def _is_reset(self, shard: int) -> bool:
         return any(
             verdict in ("reset", "snapshot") for topic, verdict in self._verdicts.items()
-            if self._world.shard_of(topic) == shard
+            if self._shard_of[topic] == shard
         )  # fmt: skip
 
     def _verdict(self, topic: str) -> str | None:
@@ -213,7 +220,7 @@ class Client:
     def _topics(self, shard: int, verdict: str | None = None) -> set[str]:
         return {
             topic for topic, given in self._verdicts.items()
-            if self._world.shard_of(topic) == shard and verdict in (None, given)
+            if self._shard_of[topic] == shard and verdict in (None, given)
         }  # fmt: skip
 
     def _wants(self, kind: str, is_state: bool) -> bool:
@@ -290,6 +297,20 @@ class Client:
             if told.n not in self._events:
                 raise Broken(f"client {self.name}: event {told.n} at {told.position} was passed over")
 
+    def check_states(self) -> None:
+        """After a whole write the cursor covers no state that is newer than the one that came.
+
+        Or a reader that comes back with it would never get that state, if nothing replaces it.
+        """
+        for shard, position in (self._stand or {}).items():
+            if position.is_owing or not self._world.shards[shard].table.holds(position):
+                continue
+            low = self._covered.get(shard, BEGINNING)
+            for told in self._world.between(self._topics(shard), shard, low, position):
+                if told.is_state and self._states.get((told.topic, told.kind), 0) < told.n:
+                    raise Broken(f"client {self.name}: the cursor covers {told}, which never came")
+            self._covered[shard] = position
+
     # -- in the end
 
     def check_caught_up(self) -> None:
@@ -300,7 +321,7 @@ class Client:
         for shard in self.shards:
             if shard not in stand:
                 raise Broken(f"client {self.name} has no cursor in shard {shard}")
-            everything = self._world.between(self._topics(shard), shard, Position(0, 0, 0, 0), self._world.head(shard))
+            everything = self._world.between(self._topics(shard), shard, BEGINNING, self._world.head(shard))
             for told in everything:
                 if told.n in self._owed:
                     raise Broken(f"client {self.name}: complete, but {told} never came")

@@ -70,9 +70,15 @@ class Shard:
     """How far the input log is archived."""
     news: asyncio.Event = field(default_factory=asyncio.Event)
 
-    @property
-    def table(self) -> Epochs:
-        return Epochs(self.epochs)
+    def __post_init__(self) -> None:
+        self.table = Epochs(self.epochs)
+
+    def begin(self, epoch: int) -> None:
+        """A new epoch, from the next entry on."""
+        # The record of an epoch comes before its entries, so it is lost with what lies before them.
+        after = self.last_id.next
+        self.epochs = {old: first for old, first in self.epochs.items() if first <= after} | {epoch: after}
+        self.table = Epochs(self.epochs)
 
 
 class World:
@@ -117,9 +123,8 @@ class World:
             if topic.startswith("poll."):
                 parts = [("tally", True)]
             else:
-                parts = [(self.rng.choice(("round_end", "going_live")), False), ("state", True)][
-                    : self.rng.choice((1, 2))
-                ]
+                parts = [(self.rng.choice(("round_end", "going_live")), False), ("state", True)]
+                parts = self.rng.choice((parts, parts[:1], parts[1:]))  # a state alone: a map that ended by itself
             for k, (kind, is_state) in enumerate(parts, 1):
                 self._n += 1
                 data = b'{"n":%d,"pad":"%b"}' % (self._n, b"x" * self.rng.choice((1, 50, 400)))
@@ -188,11 +193,8 @@ class World:
             shard.changed = {}
             for told in shard.told:
                 shard.changed[told.topic] = told.position.entry
-        # The record of an epoch comes before its entries, so it is lost with what lies before them; but no number is
-        # ever given twice.
-        self._epoch += 1
-        shard.epochs = {epoch: first for epoch, first in shard.epochs.items() if first <= shard.last_id.next}
-        shard.epochs[self._epoch] = shard.last_id.next
+        self._epoch += 1  # no number is ever given twice
+        shard.begin(self._epoch)
         if self.rng.random() < 0.5:
             self._ms = shard.last_id.ms + 1  # the clock was stepped back, too: ids of the lost part come again
         shard.news.set()
