@@ -53,7 +53,7 @@ HIDDEN: Mapping[str, Mapping[str, str]] = {
             "rounds": "`round_metrics`",
             "map_states": "`map_metrics`",
             "match_states": "`matches` and `match_metrics`",
-            "poll_states": "`polls`",
+            "poll_states": "`polls`, `poll_lives`",
             "applied_batches": "`latency`",
             "ratings": "`elo_ratings` and `team_ratings`",
             "analyst_keys": "nothing: it is the secret",

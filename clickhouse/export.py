@@ -3,6 +3,8 @@
     SUBJECT.parquet | .csv      a row per vote, by option and then in log order, or a row per event, in log order
     ….manifest.json             rows, digest, positions, SHA-256 of the file, and what the tally said at that position
 
+A poll whose id was used again is another poll: only its latest life is exported, from `since` of the manifest on.
+
 A poll is exported up to the position at which its tally was read, so that both must agree, also while people vote: as
 many rows as votes applied, and the sum of `vote_hash` over the rows is the tally's digest. The digest of a match is the
 sum modulo 2^64 of xxHash64 (seed 0) of its payloads, compared with what ClickHouse computes over the same rows.
@@ -62,6 +64,7 @@ SELECT option_id, stream_ms, stream_seq, stream_epoch, voter_hash, event_hash, v
        received_at
 FROM votes
 WHERE poll_id = {id:String} AND (stream_ms, stream_seq) <= ({last_ms:UInt64}, {last_seq:UInt64})
+  AND (stream_ms, stream_seq) >= ({since_ms:UInt64}, {since_seq:UInt64})
   AND option_id >= {option:String}
   AND (option_id, stream_ms, stream_seq, stream_epoch) > ({option:String}, {ms:UInt64}, {seq:UInt64}, {epoch:UInt64})
 ORDER BY option_id, stream_ms, stream_seq, stream_epoch
@@ -81,12 +84,19 @@ _TOTALS = {
     "poll": """
         SELECT count(), sum(vote_hash) FROM votes
         WHERE poll_id = {id:String} AND (stream_ms, stream_seq) <= ({last_ms:UInt64}, {last_seq:UInt64})
+          AND (stream_ms, stream_seq) >= ({since_ms:UInt64}, {since_seq:UInt64})
     """,
     "match": """
         SELECT count(), sum(xxHash64(payload)) FROM match_events
         WHERE match_id = {id:String} AND (stream_ms, stream_seq) <= ({last_ms:UInt64}, {last_seq:UInt64})
     """,
 }
+
+
+_BEGAN = """
+SELECT max((began_ms, began_seq)) FROM poll_lives
+WHERE poll_id = {id:String} AND life > 1 AND (began_ms, began_seq) <= ({last_ms:UInt64}, {last_seq:UInt64})
+"""
 
 
 class Subject(Struct, frozen=True):
@@ -119,6 +129,8 @@ class Manifest(Struct, frozen=True):
     sha256: str
     until: str
     """Last position of the log that the export covers, as `<ms>-<seq>`."""
+    since: str
+    """Where the poll's latest life began; 0-0 for the first one, and for a match."""
     columns: list[str]
     tally: Tally | None
     verified: bool | None
@@ -169,8 +181,9 @@ async def export(
         path = to or Path(f"{subject}.{kind}")
         target = _Target(path)
         shard = shard_of(_topic(subject), shards)
-        until, tally = await _stand(client, shard, subject)
-        await _reached(client, shard, until)
+        until, derived, tally = await _stand(client, shard, subject)
+        await _reached(client, shard, "events", until)
+        await _reached(client, shard, "updates", derived)  # of which the life is told
         manifest = await _write(clickhouse, subject, kind, target, key, until, tally, on_rows)
         await _note(client, shards, subject, manifest)
         return manifest
@@ -203,24 +216,24 @@ def _topic(subject: Subject) -> str:
     return poll_topic(subject.id) if subject.kind == "poll" else match_topic(subject.id, "*")
 
 
-async def _stand(client: Redis, shard: int, subject: Subject) -> tuple[EntryId, Tally | None]:
-    """The position to export up to, and the tally as of exactly that position."""
+async def _stand(client: Redis, shard: int, subject: Subject) -> tuple[EntryId, EntryId, Tally | None]:
+    """The position to export up to, the last derived facts by then, and the tally as of exactly that position."""
     pipe = client.pipeline(transaction=True)
-    pipe.hget(keys.progress(shard), "last_id")
+    pipe.hmget(keys.progress(shard), "last_id", "updates_id")
     pipe.hget(keys.state(shard, _topic(subject)), "data")
-    applied, data = await call(pipe.execute())
-    last = parse_entry_id(applied) if applied else ZERO
+    progress, data = await call(pipe.execute())
+    last, derived = (parse_entry_id(value) if value else ZERO for value in progress)
     if subject.kind == "poll" and data is not None:
-        return last, msgspec.json.decode(data, type=Tally)
+        return last, derived, msgspec.json.decode(data, type=Tally)
     newest: Any = await call(client.xrevrange(keys.events(shard), count=1))
-    return max(last, parse_entry_id(newest[0][0]) if newest else ZERO), None
+    return max(last, parse_entry_id(newest[0][0]) if newest else ZERO), derived, None
 
 
-async def _reached(client: Redis, shard: int, until: EntryId) -> None:
-    """Wait until everything up to a position is in ClickHouse."""
+async def _reached(client: Redis, shard: int, log: str, until: EntryId) -> None:
+    """Wait until everything of a log up to a position is in ClickHouse."""
     deadline = time.monotonic() + ARCHIVE_WAIT_S
     while True:
-        committed = await call(client.hget(keys.archive(shard, "events"), "committed"))
+        committed = await call(client.hget(keys.archive(shard, log), "committed"))
         if (parse_entry_id(committed) if committed else ZERO) >= until:
             return
         if time.monotonic() > deadline:
@@ -232,7 +245,11 @@ async def _write(
     clickhouse: ClickHouse, subject: Subject, kind: Format, target: "_Target", key: bytes, until: EntryId,
     tally: Tally | None, on_rows: OnRows,
 ) -> Manifest:  # fmt: skip
-    bounds = {"id": subject.id, "last_ms": until.ms, "last_seq": until.seq}
+    bounds: dict[str, Any] = {"id": subject.id, "last_ms": until.ms, "last_seq": until.seq}
+    since = ZERO
+    if subject.kind == "poll":
+        since = EntryId(*(await clickhouse.query(_BEGAN, bounds))[0][0])
+        bounds |= {"since_ms": since.ms, "since_seq": since.seq}
     totals = await clickhouse.query(_TOTALS[subject.kind], bounds)
     count, stored_digest = int(totals[0][0]), format_digest(int(totals[0][1]))
     on_rows(0, count)
@@ -256,7 +273,7 @@ async def _write(
             raise Retry(f"{subject} changed in ClickHouse while it was read: {stand}, then {(count, stored_digest)}")
         manifest = Manifest(
             str(subject), target.path.name, kind, datetime.now(UTC).isoformat(timespec="seconds"), written, stand[1],
-            _sha256(target.part), str(until), list(columns), tally,
+            _sha256(target.part), str(until), str(since), list(columns), tally,
             None if tally is None else (tally.applied, tally.digest) == stand,
         )  # fmt: skip
         target.finish(manifest)

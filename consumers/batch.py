@@ -264,7 +264,10 @@ class BatchReducer:
         elif not isinstance(state, Poll):
             raise Poison("definition for a topic that is no poll")
         elif not state.redefine(definition, entry.id.ms):
-            raise Poison("definition of a poll that was closed before it")
+            # Ingest defines a closed poll only once its definition has expired: the id begins another life. The final
+            # state may outlive the definition, as late votes renew its retention.
+            self._states[entry.topic] = state = poll_reducer.create(definition, entry.id.ms)
+            self._add("PERSIST", keys.state(self._shard, entry.topic))
         self._poll_changed(entry, state, is_definition=True)
 
     def _open_or_close(self, entry: Entry) -> None:

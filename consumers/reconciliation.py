@@ -1,9 +1,9 @@
 """Reconciliation: log appended = hot state applied (and dead) = ClickHouse raw = aggregates, shard by shard.
 
-Polls are compared by number of votes and digest, maps by score and status, each as of one position (`books`); the log
-by its own numbering; aggregates by `clickhouse.comparison`. What differs is looked into: the log that is still there is
-compared entry by entry, tallies of the output log one by one, and a difference of one vote is known by its hash.
-Nothing is changed here.
+Polls are compared by number of votes and digest, maps and matches by score and status, each as of one position
+(`books`), and each must be known to the archive; the log by its own numbering; aggregates by `clickhouse.comparison`.
+What differs is looked into: the log that is still there is compared entry by entry, tallies of the output log one by
+one, and a difference of one vote is known by its hash. Nothing is changed here.
 
 A vote that the state consumer could not apply (a dead letter) is in raw and not in the tally: that is accounted for.
 Trimmed logs, expired polls and votes in flight are no differences.
@@ -21,24 +21,28 @@ from consumers.books import (
     TOPICS_AT_ONCE,
     Cold,
     Hot,
+    Score,
     Sum,
+    map_score,
     maps_of,
     open_cold,
     polls_of,
     read_hot,
+    series_of,
+    series_score,
     topics_of,
     wait_archived,
 )
+from consumers.dead_votes import DeadVotes
 from consumers.locating import where_hot_and_raw_part
 from consumers.log_window import TABLES, Window, first_difference, read_window
 from consumers.reducers.poll import Poll
-from core import keys
-from core.digest import MASK, format_digest, vote_hash
+from core.digest import format_digest
 from core.errors import Poison, Retry
-from core.events import decode_vote, parse_entry
-from core.names import poll_topic, shard_of
-from core.position import EntryId
-from core.redis_client import Redis, call
+from core.events import parse_entry
+from core.names import SERIES, match_topic, poll_topic, shard_of
+from core.position import ZERO, EntryId
+from core.redis_client import Redis
 
 Place = Literal["log", "hot state", "raw", "aggregate"]
 
@@ -98,6 +102,7 @@ class Reconciliation:
         self._wait_s = wait_s
         self._retention_ms = retention_ms
         self._is_thorough = is_thorough
+        self._untold: set[int] = set()
         self.report = Report()
 
     async def run(self, shards: Sequence[int]) -> Report:
@@ -113,6 +118,7 @@ class Reconciliation:
     async def _shard(self, shard: int, subjects: dict[str, set[str]]) -> None:
         topics = await topics_of(self._client, shard, self._since_ms)
         cold = await open_cold(self._client, self._clickhouse, shard)
+        dead = DeadVotes(self._client, shard)
         position = EntryId(0, 0)
         for start in range(0, max(1, len(topics)), TOPICS_AT_ONCE):
             hot = await read_hot(self._client, shard, topics[start : start + TOPICS_AT_ONCE])
@@ -121,7 +127,7 @@ class Reconciliation:
                 self._log_alone(shard, hot)
             if not await self._is_archived(shard, position):
                 return
-            await self._topics(shard, cold, hot)
+            await self._topics(shard, cold, hot, dead)
         self.report.positions[shard] = str(position)
         subjects["match_id"] |= {topic.split(".")[1] for topic in topics if topic.startswith("match.")}
         subjects["poll_id"] |= {topic.split(".")[1] for topic in topics if topic.startswith("poll.")}
@@ -129,14 +135,14 @@ class Reconciliation:
             without_state = await cold.polls_since(self._since_ms) - {
                 topic.split(".", 1)[1] for topic in topics if topic.startswith("poll.")
             }
-            await self._without_state(shard, cold, sorted(without_state), position)
+            await self._without_state(shard, cold, dead, sorted(without_state), position)
             subjects["poll_id"] |= without_state
             await self._window(shard, cold, await read_window(self._client, shard, position))
             if rolled_back := await cold.rolled_back():
                 self.report.notes.append(f"shard {shard}: {rolled_back} archived votes were lost by the log later")
 
     async def _is_archived(self, shard: int, position: EntryId) -> bool:
-        committed = await wait_archived(self._client, shard, position, self._wait_s)
+        committed = await wait_archived(self._client, shard, "events", position, self._wait_s)
         if committed < position:
             self.report.unknown.append(
                 f"shard {shard}: the archive is at {committed}, hot state at {position}, after {self._wait_s:g} s"
@@ -162,62 +168,93 @@ class Reconciliation:
                 expected = f"{hot.appended.get(name, 0)} {name} appended"
                 self._differs("log", shard, "", expected, f"{entry.ordinal} at its end", str(entry.id))
 
-    async def _topics(self, shard: int, cold: Cold, hot: Hot) -> None:
+    async def _topics(self, shard: int, cold: Cold, hot: Hot, dead: DeadVotes) -> None:
         for topic, reason in hot.broken.items():
             self._differs("hot state", shard, topic, "a state", reason)
-        polls, maps = polls_of(hot.states), maps_of(hot.states)
-        raw = await cold.polls(list(polls), hot.position) if polls else {}
+        is_told = await self._is_told(shard, hot)
+        await self._polls(shard, cold, hot, dead, is_told=is_told)
+        if not is_told:
+            return
+        maps, played = maps_of(hot.states), series_of(hot.states)
+        self.report.maps += len(maps)
+        scores = await cold.maps(list(maps), hot.position) if maps else {}
+        for name, one in maps.items():
+            self._stands(shard, f"match.{name[0]}.{name[1]}", scores.get(name), map_score(one))
+        results = await cold.series(list(played), hot.position) if played else {}
+        for match_id, series in played.items():
+            self._stands(shard, match_topic(match_id, SERIES), results.get(match_id), series_score(series))
+
+    def _stands(self, shard: int, topic: str, archived: Score | None, stands: Score) -> None:
+        """The score of a map or a match: every change of it was archived, so the newest one is what it is now."""
+        if archived is None:
+            self._differs("raw", shard, topic, f"{stands}", "nothing archived of it")
+        elif archived != stands:
+            self._differs("hot state", shard, topic, f"{archived} as archived", f"{stands}")
+
+    async def _is_told(self, shard: int, hot: Hot) -> bool:
+        """Whether the derived facts of a position are in ClickHouse, too; they come by a log of their own."""
+        wait_s = 0.0 if shard in self._untold else self._wait_s  # once is enough
+        told = await wait_archived(self._client, shard, "updates", hot.progress.updates_id, wait_s)
+        if told < hot.progress.updates_id and hot.states and shard not in self._untold:
+            self._untold.add(shard)
+            self.report.unknown.append(
+                f"shard {shard}: derived facts are archived up to {told}, and given up to {hot.progress.updates_id}, "
+                f"after {self._wait_s:g} s"
+            )
+        return told >= hot.progress.updates_id
+
+    async def _polls(self, shard: int, cold: Cold, hot: Hot, dead: DeadVotes, *, is_told: bool) -> None:
+        """Without the derived facts a poll that differs may have begun another life."""
+        polls = polls_of(hot.states)
+        if not polls:
+            return
+        raw = await cold.polls(list(polls), hot.position)
+        known = await cold.defined(list(polls), hot.position)
         for poll_id, state in polls.items():
             self.report.polls += 1
             self.report.votes += state.applied
             topic = poll_topic(poll_id)
             for expected, found in faults(state, hot.shown[topic]):
                 self._differs("hot state", shard, topic, expected, found)
+            if is_told and poll_id not in known:
+                self._differs("raw", shard, topic, "its definition", "nothing archived of it")
             mine, theirs = Sum(state.applied, state.digest), raw.get(poll_id, Sum())
-            if mine != theirs:
-                await self._poll_differs(shard, cold, poll_id, mine, theirs, hot.position)
-        is_told = await self._updates_archived(shard, hot)  # before looking: what comes to be archived later may be it
-        archived = await cold.maps(list(maps), hot.position) if maps else {}
-        for name, played in maps.items():
-            self.report.maps += 1
-            score = (played.status, played.winner or "", played.score1, played.score2)
-            if is_told and archived.get(name, score) != score:
-                topic = f"match.{name[0]}.{name[1]}"
-                self._differs("hot state", shard, topic, f"{archived[name]} as archived", f"{score}")
-
-    async def _updates_archived(self, shard: int, hot: Hot) -> bool:
-        """Whether the derived facts up to a position are in ClickHouse; they come by a log of their own."""
-        committed = await call(self._client.hget(keys.archive(shard, "updates"), "committed"))
-        ms, _, seq = (committed or b"0-0").decode().partition("-")
-        return EntryId(int(ms), int(seq)) >= hot.progress.updates_id
+            if mine != theirs and is_told:
+                await self._poll_differs(shard, cold, dead, poll_id, mine, theirs, hot.position)
 
     async def _poll_differs(
-        self, shard: int, cold: Cold, poll_id: str, hot: Sum, raw: Sum, position: EntryId
+        self, shard: int, cold: Cold, dead: DeadVotes, poll_id: str, hot: Sum, raw: Sum, position: EntryId
     ) -> None:  # fmt: skip
         topic = poll_topic(poll_id)
-        dead = await self._dead(shard, topic, position)
-        if hot.plus(dead) == raw:
+        buried = await self._buried(cold, dead, poll_id, position)
+        if hot.plus(buried) == raw:
             return
         window = await read_window(self._client, shard, position)
         first = await first_difference(window, cold, "votes", poll_id)
-        accounted = hot.plus(dead)
+        accounted = hot.plus(buried)
         if first is not None:
             self._differs("raw", shard, topic, str(accounted), str(raw), str(first))
             return
         place, where = await where_hot_and_raw_part(self._client, cold, shard, poll_id, accounted, raw, window)
-        expected, found = (accounted, raw) if place == "raw" else (raw.minus(dead), hot)
+        expected, found = (accounted, raw) if place == "raw" else (raw.minus(buried), hot)
         self._differs(place, shard, topic, str(expected), str(found), where)
 
-    async def _without_state(self, shard: int, cold: Cold, polls: Sequence[str], position: EntryId) -> None:
+    async def _buried(self, cold: Cold, dead: DeadVotes, poll_id: str, position: EntryId) -> Sum:
+        """Dead votes of a poll's latest life."""
+        began = (await cold.lives([poll_id], position)).get(poll_id, ZERO)
+        return await dead.of(poll_topic(poll_id), began, position)
+
+    async def _without_state(
+        self, shard: int, cold: Cold, dead: DeadVotes, polls: Sequence[str], position: EntryId
+    ) -> None:  # fmt: skip
         """Polls that only raw knows: expired, or made of dead letters, or lost from hot state."""
         for start in range(0, len(polls), TOPICS_AT_ONCE):
             chunk = polls[start : start + TOPICS_AT_ONCE]
             for poll_id, raw in (await cold.polls(chunk, position)).items():
                 if await cold.newest_ms(poll_id) + self._retention_ms < position.ms:
                     continue
-                topic = poll_topic(poll_id)
-                if await self._dead(shard, topic, position) != raw:
-                    self._differs("hot state", shard, topic, str(raw), "no state")
+                if await self._buried(cold, dead, poll_id, position) != raw:
+                    self._differs("hot state", shard, poll_topic(poll_id), str(raw), "no state")
 
     async def _window(self, shard: int, cold: Cold, window: Window) -> None:
         """The log that is left against raw, also what no hot state counts: match events."""
@@ -228,21 +265,6 @@ class Reconciliation:
                 expected = window.sum(table)
                 found = await cold.between(table, window.after, window.last)
                 self._differs("raw", shard, table, f"{expected} after {window.after}", str(found), str(first))
-
-    async def _dead(self, shard: int, topic: str, last: EntryId) -> Sum:
-        """Votes of a topic that the state consumer buried and the archive stored."""
-        count = digest = 0
-        for _, fields in await call(self._client.xrange(keys.dead(shard))):
-            if fields.get(b"group") != keys.STATE_GROUP.encode() or fields.get(b"topic") != topic.encode():
-                continue
-            if fields.get(b"kind") != b"vote" or _entry_id(fields.get(b"id", b"")) > last:
-                continue
-            try:
-                vote = decode_vote(fields[b"d"])
-            except (KeyError, msgspec.MsgspecError):
-                continue
-            count, digest = count + 1, (digest + vote_hash(vote.event_id, vote.option)) & MASK
-        return Sum(count, digest)
 
     # -- aggregates
 
@@ -285,11 +307,6 @@ def faults(state: Poll, shown: bytes) -> list[tuple[str, str]]:
     if wrong:
         found.append((f"{ {name: tally[name] for name in wrong} }", f"{ {name: public.get(name) for name in wrong} }"))
     return found
-
-
-def _entry_id(raw: bytes) -> EntryId:
-    ms, _, seq = raw.decode("ascii", "replace").partition("-")
-    return EntryId(int(ms), int(seq)) if ms.isdecimal() and seq.isdecimal() else EntryId(0, 0)
 
 
 async def run_once(

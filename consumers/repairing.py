@@ -32,7 +32,8 @@ from core.settings import Settings
 
 LEASE_MS = 60_000
 WAIT_S = 60.0
-_WORDS_MAX = 4000
+_VOTERS_AT_ONCE = 2000
+"""Two words each of one command: Lua's unpack takes fewer than 8000."""
 
 _encode = msgspec.json.Encoder().encode
 _pack = msgspec.msgpack.Encoder().encode
@@ -46,7 +47,7 @@ class Repairs:
         self._clickhouse = clickhouse
         self._settings = settings
         self._shards = shards
-        sources = {name: lua("consumers", name) for name in ("lease_seize", "repair_state")}
+        sources = {name: lua("consumers", name) for name in ("lease_seize", "repair_voters", "repair_state")}
         self._scripts = Scripts(client, shards, {**lease_sources(), **audit.sources(), **sources})
         self._owner = f"repair-{secrets.token_hex(4)}"
 
@@ -140,19 +141,28 @@ class Repairs:
         state, changed = replayed.state, replayed.changed
         is_final = state.status == "closed"
         epoch = (await epochs.load(self._client, shard)).of(changed)
+        voters = [] if is_final else list(replayed.voters.items())
+        gathered = keys.new_voters(shard, topic)
+        for start in range(0, max(1, len(voters)), _VOTERS_AT_ONCE):
+            words = [
+                word
+                for voter, option in voters[start : start + _VOTERS_AT_ONCE]
+                for word in (voter.to_bytes(8), option)
+            ]
+            await self._scripts.run(
+                "repair_voters",
+                [keys.fence(shard, "state"), gathered],
+                [token, int(not start), LEASE_MS // 1000, *words],
+            )
         names = [
             keys.fence(shard, "state"), keys.progress(shard), keys.state(shard, topic), keys.voters(shard, topic),
-            keys.topics(shard),
+            keys.topics(shard), gathered,
         ]  # fmt: skip
-        fixed: list[Argument] = [
+        args: list[Argument] = [
             token, str(last), topic, changed.ms, f"{epoch}.{changed.ms}.{changed.seq}", _encode(state.snapshot()),
-            _pack(state), self._settings.final_retention_s if is_final else 0,
+            _pack(state), self._settings.final_retention_s if is_final else 0, len(voters),
         ]  # fmt: skip
-        words: list[Argument] = []
-        if not is_final:
-            words = [word for voter, option in replayed.voters.items() for word in (voter.to_bytes(8), option)]
-        for start in range(0, max(1, len(words)), _WORDS_MAX):
-            await self._scripts.run("repair_state", names, [*fixed, int(not start), *words[start : start + _WORDS_MAX]])
+        await self._scripts.run("repair_state", names, args)
 
 
 def _audited(subject: str) -> str:

@@ -1,5 +1,5 @@
-"""A poll's state computed anew from raw: its life (`poll_states`) and its votes, in the order of the log, through the
-reducer that counts live votes. Pure but for the reading."""
+"""A poll's state computed anew from raw: its latest life (`poll_states`) and its votes, in the order of the log,
+through the reducer that counts live votes. Pure but for the reading."""
 
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -10,13 +10,15 @@ from consumers.books import Cold
 from consumers.reducers.poll import Poll
 from core.errors import Retry
 from core.events import PollDefinition
-from core.position import EntryId
+from core.position import ZERO, EntryId
 
 VOTES_AT_ONCE = 50_000
 
 _LIFE = """
 SELECT stream_ms, stream_seq, status, mapKeys(options) FROM poll_states
-WHERE {own} AND poll_id = {id:String} AND {up_to} ORDER BY stream_ms, stream_seq, stream_k
+WHERE {own} AND poll_id = {id:String} AND {told} AND {up_to}
+  AND (stream_ms, stream_seq) >= ({began_ms:UInt64}, {began_seq:UInt64})
+ORDER BY stream_ms, stream_seq, stream_k
 """
 _VOTES = """
 SELECT stream_ms, stream_seq, option_id, voter_hash, vote_hash, toUnixTimestamp64Milli(received_at) FROM votes
@@ -38,15 +40,18 @@ async def replay_poll(cold: Cold, definition: PollDefinition, last: EntryId) -> 
     """The state of a poll as of a position that is archived. Raises Retry when raw does not know the poll."""
     poll_id = definition.poll_id
     bound = {"ms": last.ms, "seq": last.seq}
+    began = (await cold.lives([poll_id], last)).get(poll_id, ZERO)
     life = [
         (EntryId(int(ms), int(seq)), str(status), list(options))
-        for ms, seq, status, options in await cold.rows(_LIFE, id=poll_id, **bound)
+        for ms, seq, status, options in await cold.rows(
+            _LIFE, id=poll_id, **bound, began_ms=began.ms, began_seq=began.seq
+        )
     ]
     if not life:
         raise Retry(f"poll {poll_id} is not in the archive: nothing to compute it from")
     found = Replayed(Poll(definition, "pending", {}), {}, life[0][0])
     at = 0
-    async for position, option, voter, hashed, received_ms in _votes(cold, poll_id, bound):
+    async for position, option, voter, hashed, received_ms in _votes(cold, poll_id, bound, began):
         while at < len(life) and life[at][0] < position:
             _live(found, life[at])
             at += 1
@@ -72,8 +77,9 @@ def _live(found: Replayed, event: tuple[EntryId, str, list[str]]) -> None:
     found.changed = max(found.changed, position)
 
 
-async def _votes(cold: Cold, poll_id: str, bound: dict[str, int]) -> AsyncIterator[tuple[EntryId, str, int, int, int]]:
-    after = EntryId(0, 0)
+async def _votes(
+    cold: Cold, poll_id: str, bound: dict[str, int], after: EntryId
+) -> AsyncIterator[tuple[EntryId, str, int, int, int]]:
     while True:
         rows: Sequence[Sequence[Any]] = await cold.rows(
             _VOTES, id=poll_id, **bound, after_ms=after.ms, after_seq=after.seq, rows=VOTES_AT_ONCE

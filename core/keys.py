@@ -14,6 +14,7 @@ All keys of a shard share the hash tag `{sNN}`, so that on Redis Cluster its scr
     hook:{s}:<topic>:<id>     string  suppression of equal hook bodies for 30 s
     state:{s}:<topic>         hash    pos, data (public snapshot, JSON), priv (reducer state, msgpack)
     voters:{s}:<topic>        hash    voter (8 bytes) -> option id: the vote that counts
+    voters:{s}:<topic>:new    hash    the same, of a state that a repair computes anew, for a minute
     maps:{s}:<match_id>       set     map ids of a match, `series` among them
     topics:{s}                zset    topic -> ms of its last change, for listings
     timers:{s}                zset    "<action> <topic>" -> due ms
@@ -85,6 +86,10 @@ def state(shard: int, topic: str) -> str:
 
 def voters(shard: int, topic: str) -> str:
     return f"voters:{tag(shard)}:{topic}"
+
+
+def new_voters(shard: int, topic: str) -> str:
+    return f"{voters(shard, topic)}:new"
 
 
 def maps(shard: int, match_id: str) -> str:

@@ -1,6 +1,6 @@
 -- Who votes like a machine?
 --
--- poll: id of the poll · votes: from how many votes of one voter on to look. One row per voter whose votes come at
+-- poll: id of the poll, in its latest life · votes: from how many votes of one voter on to look. One row per voter whose votes come at
 -- nearly equal distances (spread = standard deviation of the gaps by their mean; people are above 0.5) or by the dozen
 -- a minute. A reason to look closer, not a proof: `voter` is a pseudonym of this poll.
 SELECT voter,
@@ -20,6 +20,7 @@ FROM
            arrayPopFront(arrayDifference(times)) AS gaps
     FROM votes
     WHERE poll_id = {poll:String} AND voter != 0
+      AND received_at >= (SELECT toStartOfMinute(max(began_at)) FROM poll_lives WHERE poll_id = {poll:String})
     GROUP BY voter
     HAVING votes >= greatest(2, {votes:UInt32})
 )

@@ -111,7 +111,9 @@ def test_migrations_are_numbered_once_and_repeatable() -> None:
     assert len(set(numbers)) == len(numbers)
     for migration in known:
         for statement in migration.statements(Layout.of("")):
-            is_new = re.match(r"CREATE (DATABASE|TABLE|VIEW|MATERIALIZED VIEW) IF NOT EXISTS", statement)
+            is_new = re.match(
+                r"CREATE ((DATABASE|TABLE|VIEW|MATERIALIZED VIEW) IF NOT EXISTS|OR REPLACE VIEW)", statement
+            )
             adds = re.findall(r"ADD COLUMN( IF NOT EXISTS)?", statement)
             assert is_new or (statement.startswith("ALTER TABLE") and adds and all(adds)), statement
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -11,6 +12,9 @@ from click.testing import CliRunner
 from prometheus_client import REGISTRY
 
 from clickhouse import comparison
+from clickhouse.export import export
+from consumers import repairing
+from consumers.books import open_cold
 from consumers.log_window import bisect
 from consumers.reconcile import parse_since, watch
 from consumers.reconciliation import Difference
@@ -23,7 +27,7 @@ from core.digest import MASK
 from core.errors import Fatal
 from core.local.services import environment
 from core.names import shard_of
-from core.position import parse_entry_id
+from core.position import ZERO, EntryId, parse_entry_id
 from tests.support.books import SHARDS, Books
 from tests.support.waiting import wait_until
 
@@ -42,6 +46,7 @@ async def filled(books: Books) -> Books:
         books.votes(poll_id, 60, voters=40)
     books.log.close("unlimited")
     books.votes("unlimited", 5)
+    books.log.event("m1", "series", "series_start", {"num_maps": 3})
     books.log.event("m1", "0", "going_live", {})
     for number in range(1, 4):
         books.log.event("m1", "0", "round_end", {"team1": {"score": number}, "team2": {"score": 0}}, round_no=number)
@@ -238,7 +243,7 @@ async def test_rows_of_an_earlier_log_in_the_same_database_are_not_counted(fille
         "INSERT INTO votes (shard, stream_epoch, stream_ms, stream_seq, poll_id, option_id, vote_hash) "
         f"VALUES ({filled.shard('last')}, 1, 5, 0, 'last', 'a', 99)"
     )
-    created = min(int(row[0]) for row in await filled.rows("SELECT min(stream_ms) FROM votes WHERE stream_ms > 5"))
+    created = (await filled.rows("SELECT min(stream_ms) FROM poll_states"))[0][0]
     filled.sync.hset(keys.LOG, "created_ms", created)
     report = await filled.reconcile()
     assert report.exit_code == 0, report
@@ -362,6 +367,33 @@ async def test_a_repair_computes_hot_state_and_aggregates_anew_and_says_so(fille
     assert first["rejected"]["already_voted"] == was["rejected"]["already_voted"] + 3
 
 
+async def test_a_repair_that_dies_half_way_changes_nothing(filled: Books, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repairing, "_VOTERS_AT_ONCE", 10)
+    shard = filled.shard("first")
+    tampered(filled, "first", counts={"a": 60, "b": 0}, digest=1)
+    broken = await filled.reconcile()
+    names = keys.state(shard, "poll.first"), keys.voters(shard, "poll.first")
+    before = [filled.sync.hgetall(name) for name in names]
+    repairs = Repairs(filled.client, filled.clickhouse, filled.settings, SHARDS)
+    run, calls = repairs._scripts.run, []
+
+    async def dying(name: str, *args: Any) -> Any:
+        calls.append(name)
+        if calls.count("repair_voters") == 3:
+            raise RuntimeError("killed")
+        return await run(name, *args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(repairs._scripts, "run", dying)
+        with pytest.raises(RuntimeError, match="killed"):
+            await repairs.mend(broken)
+    assert [filled.sync.hgetall(name) for name in names] == before
+    await repairs.mend(broken)
+    assert filled.sync.hlen(names[1]) == len(before[1]) == 40
+    assert filled.sync.hgetall(names[0]) != before[0]
+    assert not filled.sync.exists(keys.new_voters(shard, "poll.first"))
+
+
 async def test_what_raw_lacks_is_not_repaired_in_silence(filled: Books) -> None:
     await filled.change(
         f"DELETE FROM votes WHERE poll_id = 'missing' AND {at(await position_of(filled, 'missing', 9))}"
@@ -370,3 +402,75 @@ async def test_what_raw_lacks_is_not_repaired_in_silence(filled: Books) -> None:
     said = await Repairs(filled.client, filled.clickhouse, filled.settings, SHARDS).mend(report)
     assert said
     assert all("not repaired" in line for line in said)
+
+
+async def test_a_poll_id_that_is_used_again_is_another_poll(books: Books, tmp_path: Path) -> None:
+    """In every book: they agree, a repair computes the latest life alone, and an export holds it alone."""
+    books.log.poll("again", voting="unlimited")
+    books.log.poll("quick", voting="unlimited")
+    books.votes("again", 20)
+    books.votes("quick", 20)
+    books.log.close("again")
+    books.log.close("quick")
+    books.votes("again", 5)  # late
+    books.votes("quick", 5)
+    async with books.consuming():
+        await books.settled()
+    books.sync.delete(
+        books.state_key("again")
+    )  # as the retention does; of "quick" late votes have kept the state alive
+    books.sync.zrem(keys.topics(books.shard("again")), "poll.again")
+    for poll_id in ("again", "quick"):
+        books.log.poll(poll_id)
+        books.votes(poll_id, 10, voters=6)
+    async with books.consuming():
+        await books.settled()
+        report = await books.reconcile()
+        assert (report.exit_code, report.votes) == (0, 20), report
+        shown = {poll: json.loads(books.sync.hget(books.state_key(poll), "data")) for poll in ("again", "quick")}
+        for data in shown.values():
+            assert (data["status"], data["voting"], data["applied"], data["voters"]) == ("open", "first", 10, 6)
+        assert books.sync.ttl(books.state_key("quick")) == -1, "a live poll does not expire"
+        books.sync.hset(
+            keys.definition(books.shard("again"), "poll.again"), "def", json.dumps(shown["again"]["definition"])
+        )
+        tampered(books, "again", counts={"a": 1, "b": 0}, digest=1)
+        broken = await books.reconcile()
+        assert only([one for one in broken.differences if "counted" not in one.found]).place == "hot state"
+        await Repairs(books.client, books.clickhouse, books.settings, SHARDS).mend(broken)
+        await books.settled()
+        assert (await books.reconcile()).exit_code == 0
+        again = json.loads(books.sync.hget(books.state_key("again"), "data"))
+        assert {**again, "received_ms": 0} == {**shown["again"], "received_ms": 0}
+        manifest = await export(books.settings, "again", "csv", tmp_path / "again.csv", b"k" * 32)
+        assert (manifest.rows, manifest.verified) == (10, True)
+        assert parse_entry_id(manifest.since) > ZERO
+
+
+async def test_a_topic_that_the_archive_does_not_know_is_named(filled: Books) -> None:
+    for table, where in (("map_states", "match_id = 'm1'"), ("match_states", "1"), ("poll_states", "poll_id = 'gone'")):
+        await filled.change(f"DELETE FROM {table} WHERE {where}")
+    found = {(one.place, one.subject, one.found) for one in (await filled.reconcile()).differences}
+    assert found >= {
+        ("raw", topic, "nothing archived of it") for topic in ("match.m1.0", "match.m1.series", "poll.gone")
+    }
+
+
+async def test_a_closing_that_a_rollback_took_back_begins_no_life(filled: Books) -> None:
+    shard = filled.shard("last")
+    last = parse_entry_id(filled.sync.hget(keys.progress(shard), "last_id"))
+    now = filled.sync.hget(keys.epochs(shard), "now").decode()
+    await filled.clickhouse.command(
+        "INSERT INTO poll_states (shard, stream_epoch, stream_ms, stream_seq, stream_k, poll_id, status) "
+        f"VALUES ({shard}, {now}, {last.ms}, {last.seq + 5}, 1, 'last', 'closed')"
+    )
+    await filled.clickhouse.command(
+        "INSERT INTO poll_states (shard, stream_epoch, stream_ms, stream_seq, stream_k, poll_id, status) "
+        f"VALUES ({shard}, {int(now) + 1}, {last.ms}, {last.seq + 9}, 1, 'last', 'open')"
+    )
+    filled.sync.hset(keys.epochs(shard), mapping={str(int(now) + 1): f"{last.ms}-{last.seq + 1}"})
+    cold = await open_cold(filled.client, filled.clickhouse, shard)
+    assert await cold.lives(["last"], EntryId(last.ms + 1, 0)) == {}
+    filled.sync.hset(keys.epochs(shard), mapping={str(int(now) + 1): f"{last.ms}-{last.seq + 7}"})
+    cold = await open_cold(filled.client, filled.clickhouse, shard)
+    assert await cold.lives(["last"], EntryId(last.ms + 1, 0)) == {"last": EntryId(last.ms, last.seq + 9)}
