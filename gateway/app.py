@@ -17,6 +17,7 @@ from core import audit, collector, http, logs
 from core.errors import Fatal, Retry
 from core.redis_client import Redis, Scripts, check, connect, find_log
 from core.settings import Settings
+from gateway.acceptor import Acceptor
 from gateway.api import contract, history, site, state, stream, updates, ws
 from gateway.auditor import Auditor
 from gateway.listing import Listing
@@ -116,7 +117,7 @@ async def serve_readers(
         ws=lambda: WebSocket(service),
         backlog=BACKLOG,
     )
-    server = http.Server(config)
+    server = _Server(config)
     clock = asyncio.create_task(service.run())
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     stopping = asyncio.create_task(stop.wait())
@@ -136,6 +137,18 @@ async def serve_readers(
             task.cancel()
         await asyncio.gather(clock, serving, stopping, return_exceptions=True)
         await service.stop()
+
+
+class _Server(http.Server):
+    """With our own way of accepting connections."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=[])
+
+        def protocol() -> asyncio.Protocol:
+            return TakeoverProtocol(self.config, self.server_state, self.lifespan.state)
+
+        self.servers = [Acceptor(one, protocol) for one in sockets or ()]  # type: ignore[misc]
 
 
 def _listen(settings: Settings) -> socket.socket:

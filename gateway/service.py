@@ -11,6 +11,7 @@ import asyncio
 import random
 import secrets
 from collections.abc import Awaitable, Callable
+from time import perf_counter
 
 from msgspec import Struct
 
@@ -46,6 +47,11 @@ DISMISS_S = 0.005
 """Draining takes this long per reader, until `drain_s` bounds it: a handful need not wait."""
 
 FAREWELL_S = 2.0
+
+CROWD_S = 0.2
+FLUSH_SHARE = 0.5
+"""Part of the time that flushes may take until `CROWD_S` after a reader asked to join. Thousands of live readers can
+take all of it: one turn of the loop between two flushes would be left, with a few of a crowd served in each."""
 
 RETRY_MS = (1000, 3000)
 """Range of the reconnection delay a reader is told, drawn per reader so that a crowd does not come back at once."""
@@ -110,6 +116,8 @@ class Service:
         self.at_stop: list[Callable[[], Awaitable[None]]] = []
         """What else has to be brought to an end while Redis can still be reached."""
         self._flush_timer: asyncio.TimerHandle | None = None
+        self._rested_at = float("-inf")  # when those who join have had their share of the time
+        self._joining_at = float("-inf")  # when somebody last asked to
         self._relieved_at = float("-inf")
         self._turned_away = 0
         self._told_at = float("-inf")
@@ -119,6 +127,7 @@ class Service:
 
     async def prepare(self, subscription: Subscription, wire: Wire, cursor: str | None) -> Joining:
         """Find out how a reader can start. Raises Retry when Redis is away or too many ask at once."""
+        self._joining_at = self._loop.time()
         await self._resumer.ready([shard_of(route, self.shards) for route in subscription.routes])
         channel = self.hub.open(subscription, wire)  # from here on its messages are kept for it
         try:
@@ -221,8 +230,12 @@ class Service:
         if due is None or self._flush_timer is not None:
             return
         now = self._loop.time()
+        if now - self._joining_at < CROWD_S:
+            due = max(due, self._rested_at)
         if due <= now:
+            started = perf_counter()
             self.hub.flush(now)
+            self._rested_at = now + (perf_counter() - started) / FLUSH_SHARE
             due = self.hub.due()  # somebody behind may be waiting for the next part
         if due is not None:
             self._flush_timer = self._loop.call_at(due, self._on_flush_timer)

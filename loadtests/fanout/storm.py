@@ -5,8 +5,8 @@
 
 Five thousand readers connect within a second, each with a cursor ten seconds old, while others stay live. Shown: how
 long until each had everything up to the moment it connected, what the live ones noticed, and how often Redis was asked.
-Every reader checks that it got every message once and in order. The gateway has one core, all else the other: where
-that is the bottleneck, latencies include it (`client busy`).
+Every reader of the crowd checks that it got every message once and in order. The gateway has one core, all else the
+other; the live readers are the benchmark's own client, a process that the crowd's work does not hold up.
 """
 
 import argparse
@@ -23,11 +23,12 @@ import redis
 import uvloop
 from msgspec import Struct
 
-from core.clock import now_us
 from core.errors import ArenacastError
 from core.settings import Settings
 from loadtests.fanout import message, peers
-from loadtests.fanout.client import raise_descriptor_limit
+from loadtests.fanout.client import Client, Report, raise_descriptor_limit
+from loadtests.fanout.histogram import percentile_ms
+from loadtests.fanout.native import compiled
 from loadtests.fanout.peers import Ground, Peer
 from loadtests.fanout.publish import LogFeed, Publisher
 from loadtests.fanout.usage import cpu_s, placement
@@ -41,7 +42,7 @@ GIVE_UP_S = 60.0
 DESCRIPTORS = 20_000
 READS = ("xrange", "eval_ro", "evalsha_ro", "hget")
 
-_NEWS = re.compile(rb'"t_us":(\d+),"number":(\d+)')
+_NEWS = re.compile(rb'"number":(\d+)')
 _ID = re.compile(rb"^id: (\S+)\n", re.MULTILINE)
 _RETRY = re.compile(rb"^retry: (\d+)\n: ", re.MULTILINE)
 _VERDICT = re.compile(rb'"resume":"(\w+)"')
@@ -72,7 +73,6 @@ class Reader(asyncio.Protocol):
         self.turned_away = 0
         self.lost = 0  # connections refused, or ended before it was caught up
         self._retry_s = 0.0
-        self.is_watched = False
 
     async def connect(self) -> None:
         """Ask once; `wanted` is what has been published by now."""
@@ -92,21 +92,18 @@ class Reader(asyncio.Protocol):
         self._transport.write(f"GET {path} HTTP/1.1\r\nHost: storm\r\n\r\n".encode())
 
     def data_received(self, data: bytes) -> None:
-        now = now_us()
         data = self._rest + data
         end = data.rfind(b"\n\n") + 2 if b"\n\n" in data else 0
         data, self._rest = data[:end], data[end:]
         if not self.verdict:
             self._greeted(data)
-        for t_us, text in _NEWS.findall(data):
+        for text in _NEWS.findall(data):
             number = int(text) - message._NUMBER_BASE
             if self.next < 0:
                 self.next = number
             if number != self.next:
                 self._storm.broken.append(f"message {number} came where {self.next} was due")
             self.next = number + 1
-            if self.is_watched:
-                self._storm.latencies_us.append(now - int(t_us))
         if self.caught_up_s < 0 and self.verdict and self.next >= self.wanted:
             self.caught_up_s = asyncio.get_running_loop().time() - self.began
         if ids := _ID.findall(data):
@@ -147,7 +144,6 @@ class Storm:
     def __init__(self, port: int, publisher: Publisher) -> None:
         self.port = port
         self.publisher = publisher
-        self.latencies_us: list[int] = []
         self.broken: list[str] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -174,11 +170,6 @@ class Storm:
                 raise ArenacastError(f"{missing} of {len(readers)} readers were not caught up in {GIVE_UP_S:g} s")
             await asyncio.sleep(0.02)
 
-    def take_latencies(self) -> list[float]:
-        """Of the watched readers since the last call, ascending, in ms."""
-        found, self.latencies_us = self.latencies_us, []
-        return sorted(one / 1000 for one in found)
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m loadtests.fanout.storm", description=__doc__,
@@ -199,10 +190,12 @@ def main() -> None:
 def _run(kind: Kind, options: Options) -> None:
     raise_descriptor_limit(DESCRIPTORS)
     where = placement()
+    where.client()
     with tempfile.TemporaryDirectory(prefix="ac-storm-") as directory, ExitStack() as stack:
         settings = Settings(data_dir=Path(directory))
         stack.enter_context(embedded_redis(settings))
         ground = Ground(Path(directory), Path(), settings.redis_socket, where, DESCRIPTORS)
+        program = compiled("client", Path(directory))
         first = ExitStack()
         peer = first.enter_context(peers.running("arenacast", ground))
         publisher = Publisher(LogFeed(str(settings.redis_socket), "event", peers.SHARDS), options.rate)
@@ -216,8 +209,9 @@ def _run(kind: Kind, options: Options) -> None:
                 peer = first.enter_context(peers.running("arenacast", ground))
             else:
                 time.sleep(AWAY_S)
-            with redis.Redis(unix_socket_path=str(settings.redis_socket)) as client:
-                uvloop.run(_storm(kind, peer, publisher, options, crowd, client))
+            live = Client(program, peer.port, peer.path("sse", "event"), "sse", options.live, where)
+            with redis.Redis(unix_socket_path=str(settings.redis_socket)) as client, live:
+                uvloop.run(_storm(kind, peer, publisher, options, crowd, client, live))
         finally:
             publisher.finish()
             first.close()
@@ -241,15 +235,18 @@ async def _leave(port: int, publisher: Publisher, options: Options) -> list[tupl
 
 
 async def _storm(
-    kind: Kind, peer: Peer, publisher: Publisher, options: Options, left: list[tuple[str, int]], client: redis.Redis
+    kind: Kind,
+    peer: Peer,
+    publisher: Publisher,
+    options: Options,
+    left: list[tuple[str, int]],
+    client: redis.Redis,
+    live: Client,
 ) -> None:
     storm = Storm(peer.port, publisher)
-    live = [Reader(storm, "", -1) for _ in range(options.live)]
-    for reader in live:
-        reader.is_watched = True
-    await storm.gather(live, 0.5)
+    live.report()
     await asyncio.sleep(3.0)
-    calm = storm.take_latencies()
+    calm = live.report()
     client.config_resetstat()
     busy_s, own_s, started = cpu_s(peer.pid), time.process_time(), time.monotonic()
     crowd = [Reader(storm, *left[number % len(left)]) for number in range(options.readers)]
@@ -258,7 +255,7 @@ async def _storm(
     took_s = time.monotonic() - started
     gateway_busy, client_busy = (cpu_s(peer.pid) - busy_s) / took_s, (time.process_time() - own_s) / took_s
     stats: dict[str, dict[str, int]] = client.info("commandstats")
-    during = storm.take_latencies()
+    during = await asyncio.to_thread(live.report)
     await asyncio.sleep(2.0)
     if storm.broken:
         raise ArenacastError(f"{len(storm.broken)} breaks in the order, the first: {storm.broken[0]}")
@@ -269,16 +266,21 @@ async def _storm(
         f"{kind}: {options.readers} readers in {STORM_S:g} s, {options.live} live, {options.rate:g} messages/s\n"
         f"  all caught up after       {took_s:.2f} s\n"
         f"  each of them              p50 {percentile(waits, 50):.2f} s, p99 {percentile(waits, 99):.2f} s\n"
-        f"  live latency before       p50 {percentile(calm, 50):.1f} ms, p99 {percentile(calm, 99):.1f} ms\n"
-        f"  live latency meanwhile    p50 {percentile(during, 50):.1f} ms, p99 {percentile(during, 99):.1f} ms\n"
+        f"  live latency before       {_latency(calm)}\n"
+        f"  live latency meanwhile    {_latency(during)}\n"
         f"  verdicts                  {verdicts}; turned away {sum(reader.turned_away for reader in crowd)}, "
         f"connections lost {sum(reader.lost for reader in crowd)}\n"
         f"  reads of Redis meanwhile  {calls}\n"
-        f"  busy                      gateway {gateway_busy:.0%}, client {client_busy:.0%}",
+        f"  busy                      gateway {gateway_busy:.0%}, crowd {client_busy:.0%}",
         flush=True,
     )
-    for reader in (*live, *crowd):
+    for reader in crowd:
         reader.leave()
+
+
+def _latency(report: Report) -> str:
+    found = {q: percentile_ms(report.histogram, q) for q in (50, 99, 100)}
+    return f"p50 {found[50]:.1f} ms, p99 {found[99]:.1f} ms, longest {found[100]:.1f} ms"
 
 
 def percentile(ascending: list[float], q: float) -> float:
