@@ -37,10 +37,6 @@ class Sent(Struct):
     last: str
 
 
-class Stalls(Retry):
-    """The reader does not read, or the replay cannot go on: the connection is cut."""
-
-
 class Slots:
     """How many replays there may be at once."""
 
@@ -78,7 +74,7 @@ class ReplayResponse(StreamingResponse):
         self._on_end = on_end
 
     async def stream_response(self, send: Send) -> None:
-        """See the module. Raises Stalls when the connection has to be cut."""
+        """See the module. A body that is left unfinished is how an application has its server cut the connection."""
         events, last = 0, ""
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
@@ -90,7 +86,6 @@ class ReplayResponse(StreamingResponse):
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         except (Retry, Fatal) as error:
             logs.get().warning("replay broken off", events=events, error=str(error))
-            raise Stalls(str(error)) from error
         finally:
             self._on_end(events, last)
 
@@ -107,7 +102,7 @@ class ReplayResponse(StreamingResponse):
                     await send(message)
             except TimeoutError:
                 EVICTIONS.labels("replay").inc()
-                raise Stalls(f"the reader took nothing for {self._stall_s:g} s") from None
+                raise Retry(f"the reader took nothing for {self._stall_s:g} s") from None
 
     async def _with_heartbeats(self, parts: AsyncIterator[Sent]) -> AsyncGenerator[Sent]:
         if not self._heartbeat:
