@@ -72,6 +72,17 @@ class Aggregate(Struct, frozen=True):
             condition = f"{self.owner} IN ({names})"
             yield Scope(" AND ".join([condition, *target]), " AND ".join([condition, *raw]))
 
+    def since(self, shard: int, received_ms: int) -> Scope:
+        """Everything of a shard from the minute on in which something was received. Of an aggregate with a time and
+        without an owner."""
+        assert self.time
+        assert not self.owner
+        since_ms = max(0, min(received_ms // _MINUTE_MS * _MINUTE_MS, _DATETIME_MAX_S * 1000))
+        target = f"shard = {shard:d} AND {self.time} >= toDateTime({since_ms // 1000:d}, 'UTC')"
+        if self.kind:
+            target += f" AND kind = '{self.kind}'"
+        return Scope(target, f"shard = {shard:d} AND received_at >= fromUnixTimestamp64Milli({since_ms:d})")
+
     def _bounds(self, column: str, rows: Sequence[Row]) -> tuple[int, int]:
         at = self.raw.columns.index(column)
         values = [int(str(row[at])) for row in rows]

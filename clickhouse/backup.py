@@ -2,7 +2,8 @@
 
 Redis comes first. Whatever its copy calls archived was in ClickHouse before ClickHouse's copy began, so nothing can be
 missing from it; what ClickHouse has beyond that moment is cut off at a restore (`restore`). The other way round a
-position would be ahead of the rows it stands for. Nothing is stopped meanwhile.
+position would be ahead of the rows it stands for. Segment files come between the two: what Redis' copy lists is there,
+archived meanwhile or not, because none is deleted until they are copied. Nothing is stopped meanwhile.
 """
 
 import asyncio
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from clickhouse.analysts import analysts_database
 from clickhouse.client import ClickHouse, parse_target
-from clickhouse.segments import RETIRED, SUFFIX
+from clickhouse.segments import RETIRED, SUFFIX, held
 from core import keys, manifest, redis_client
 from core.errors import Fatal
 from core.manifest import Manifest
@@ -51,8 +52,9 @@ async def _run(settings: Settings, directory: Path, *, is_incremental: bool) -> 
         log_id, shards = await _identity(client)
         base = _base(directory, log_id) if is_incremental else None
         _make(partial, directory / name)
-        await _copy_redis(client, settings, partial, shards)
-        await asyncio.to_thread(_copy_segments, settings.spill_path, log_id, partial / manifest.SPILL)
+        with held(settings.spill_path):
+            await _copy_redis(client, settings, partial, shards)
+            await asyncio.to_thread(_copy_segments, settings.spill_path, log_id, partial / manifest.SPILL)
         databases = await _copy_clickhouse(clickhouse, settings, name, partial, base)
         has_files = (partial / manifest.CLICKHOUSE / ".backup").exists()
         if not has_files and not settings.clickhouse_url:
@@ -103,15 +105,18 @@ async def _copy_redis(client: Redis, settings: Settings, partial: Path, shards: 
 
 
 def _copy_segments(spill: Path, log_id: str, to: Path) -> None:
-    """What of the log lies on disk. Segments archived since Redis was copied are still there, retired for minutes, and
-    may be listed in the copy: they get their name back at a restore."""
+    """What of the log lies on disk. Segments archived since Redis was copied are still there, retired (`held`), and may
+    be listed in the copy: they get their name back at a restore."""
     found = [path for path in (spill / log_id).glob("*.seg*") if path.suffix in (SUFFIX, RETIRED)]
     if not found:
         return
     (to / log_id).mkdir(mode=0o700, parents=True)
     shutil.copyfile(spill / "store.id", to / "store.id")
     for path in found:
-        with suppress(FileNotFoundError):  # its minutes are over
+        with suppress(FileNotFoundError):  # retired since it was found, or its minutes were over before we came
+            shutil.copyfile(path, to / log_id / path.name)
+    for path in (spill / log_id).glob(f"*{SUFFIX}{RETIRED}"):
+        if not (to / log_id / path.name).exists() and not (to / log_id / path.stem).exists():
             shutil.copyfile(path, to / log_id / path.name)
 
 

@@ -10,6 +10,7 @@ Erased is what was received up to an instant. Who votes again later has done som
 """
 
 import asyncio
+import secrets
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,10 @@ from core.redis_client import Redis, call, lua
 BLANK = "0" * 16
 """In place of a hash in entries that are kept as they came (dead letters, segments)."""
 
+PAGE = 500
+"""Entries of a stream in one reply or one script: some milliseconds in which Redis serves nobody else."""
+
+_COPY_TTL_S = 600
 _TIMEOUT_S = 3600.0
 _STAND_INS = "erasing"
 _POLLS = "erasing_polls"  # of the stand-ins, which cannot be listed: joinGet is all that a table with two keys gives
@@ -140,22 +145,13 @@ async def erase_in_redis(client: Redis, shards: int, erased: Mapping[str, int]) 
 
 async def left_in_redis(client: Redis, shards: int, voters: Sequence[str], until_ms: int) -> list[str]:
     """Where one of the hashes still stands, up to an instant: log, dead letters, voters of polls."""
-    found = []
-    needles = [voter.encode() for voter in voters]
-    for shard in range(shards):
-        for stream in (keys.events(shard), keys.dead(shard)):
-            start = "-"
-            while page := await call(client.xrange(stream, min=start, max=f"{until_ms}", count=2000)):
-                if any(needle in fields.get(b"d", b"") for _, fields in page for needle in needles):
-                    found.append(stream)
-                    break
-                start = f"({page[-1][0].decode()}"
-    return found
+    names = [name for shard in range(shards) for name in (keys.events(shard), keys.dead(shard))]
+    return [name for name in names if await _holds_one(client, name, voters, f"{until_ms}")]
 
 
 async def erase_everywhere(client: Redis, clickhouse: ClickHouse, erased: Mapping[str, int], spill: Path) -> str:
     """Everything at once, for whoever is alone with the servers (a restore). `spill`: directory of segment files."""
-    on_disk = [await asyncio.to_thread(segments.erase_voter, spill, voter, ms) for voter, ms in erased.items()]
+    on_disk, damaged = await asyncio.to_thread(segments.erase_voters, spill, erased)
     unfinished = await interrupted(clickhouse)
     await done(clickhouse)  # what was to be computed anew is known here, and a restore that fails is begun again
     polls = await erase_rows(clickhouse, erased)
@@ -165,12 +161,35 @@ async def erase_everywhere(client: Redis, clickhouse: ClickHouse, erased: Mappin
     shards = int(await call(client.hget(keys.LOG, "shards")) or 0)
     counts = await erase_in_redis(client, shards, erased)
     in_log = sum([await _blank(client, keys.events(shard), erased) for shard in range(shards)])
-    return (
+    said = (
         f"{sum(polls.values())} rows, {counts['voters']} voters, {counts['dead']} dead letters, {in_log} log entries, "
-        f"{sum(on_disk)} on disk"
+        f"{on_disk} on disk"
     )
+    if damaged:
+        said += f"; NOT in {', '.join(damaged)}, which cannot be read: if you bring them, run `arenacast forget` again"
+    return said
 
 
 async def _blank(client: Redis, stream: str, erased: Mapping[str, int]) -> int:
+    """Take the hashes out of a stream, page by page; how many entries were changed. Raises Retry."""
+    if not await _holds_one(client, stream, list(erased)):
+        return 0
     words = [word for voter, until_ms in erased.items() for word in (voter, str(until_ms))]
-    return int(await call(client.eval(lua("clickhouse", "blank_voters"), 1, stream, BLANK, *words)))
+    script, names = lua("clickhouse", "blank_voters"), [stream, keys.blanked(stream), keys.blanking(stream)]
+    token, after, total, is_placed = secrets.token_hex(8), b"", 0, False
+    while not is_placed:
+        after, placed, changed = await call(
+            client.eval(script, len(names), *names, after, PAGE, token, _COPY_TTL_S, BLANK, *words)
+        )
+        total, is_placed = total + int(changed), bool(placed)
+    return total
+
+
+async def _holds_one(client: Redis, stream: str, voters: Sequence[str], last: str = "+") -> bool:
+    """Whether one of the hashes stands in a stream."""
+    needles, start = [voter.encode() for voter in voters], "-"
+    while page := await call(client.xrange(stream, min=start, max=last, count=PAGE)):
+        if any(needle in fields.get(b"d", b"") for _, fields in page for needle in needles):
+            return True
+        start = f"({page[-1][0].decode()}"
+    return False

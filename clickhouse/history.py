@@ -162,16 +162,17 @@ class History:
         for reply in (committed, entries, firsts):
             if isinstance(reply, Exception):
                 raise translate(reply) from reply
-        return _Scan(parse_entry_id(committed) if committed else ZERO, _is_whole(info, after), parse(firsts), entries)
+        archived = parse_entry_id(committed) if committed else ZERO
+        return _Scan(archived, _is_whole(info, after, archived), parse(firsts), entries)
 
 
 _EVERYTHING = Place(2**63, 0, 0)
 
 
-def _is_whole(info: Any, after: EntryId) -> bool:
+def _is_whole(info: Any, after: EntryId, archived: EntryId) -> bool:
     """Whether a stream holds every entry after `after` that it ever had."""
-    if isinstance(info, ResponseError):  # no such key: no entry was ever appended
-        return True
+    if isinstance(info, ResponseError):  # no such key: no entry was ever appended, or somebody deleted them all
+        return archived == ZERO
     if isinstance(info, Exception):
         raise translate(info) from info
     if info["entries-added"] == info["length"] or parse_entry_id(info["last-generated-id"]) <= after:

@@ -16,11 +16,11 @@ import itertools
 from pathlib import Path
 
 from clickhouse import comparison, erasing, repair
-from clickhouse.aggregates import Aggregate, Scope
+from clickhouse.aggregates import AGGREGATES, Aggregate, Scope
 from clickhouse.backup import TIMEOUT_S, disk, linked
 from clickhouse.client import ClickHouse, parse_target
 from clickhouse.rebuilding import ALONE
-from clickhouse.tables import RATINGS, TABLES
+from clickhouse.tables import APPLIED_BATCHES, RATINGS, TABLES, Table
 from core import erasures, keys, manifest, redis_client
 from core.manifest import Manifest
 from core.position import EntryId, parse_entry_id
@@ -46,8 +46,8 @@ async def _run(settings: Settings, source: Path) -> None:
             await server.command(f"RESTORE {what} FROM {disk(made.name)}", timeout_s=TIMEOUT_S)
         assert database in made.databases
         await _forget_plans(client, made)
-        cut = await _cut(client, clickhouse, made) + await cut_ratings(clickhouse)
-        print(f"{cut} rows beyond the restored log cut off")
+        rows = await cut(client, clickhouse, made.shards) + await cut_ratings(clickhouse)
+        print(f"{rows} rows beyond the restored log cut off")
         erased = erasures.read([source.parent, settings.data_dir])
         if erased:
             done = await erasing.erase_everywhere(client, clickhouse, erased, settings.spill_path)
@@ -67,25 +67,45 @@ async def _forget_plans(client: Redis, made: Manifest) -> None:
             await call(client.delete(keys.lease(shard, job)))
 
 
-async def _cut(client: Redis, clickhouse: ClickHouse, made: Manifest) -> int:
+async def cut(client: Redis, clickhouse: ClickHouse, shards: int) -> int:
     """Delete what lies beyond the log's end, shard by shard; the number of rows."""
     total = 0
-    for shard, log in itertools.product(range(made.shards), TABLES):
-        # What is derived has the ids of what it was derived from.
-        end = await log_end(client, keys.audit(shard) if log == "audit" else keys.events(shard))
-        parameters = {"shard": shard, "ms": end.ms, "seq": end.seq}
+    for shard, log in itertools.product(range(shards), TABLES):
         for table in TABLES[log]:
-            beyond = "shard = {shard:UInt8} AND (stream_ms, stream_seq) > ({ms:UInt64}, {seq:UInt64})"
-            rows = await clickhouse.query(f"SELECT count() FROM {table.name} WHERE {beyond}", parameters)  # noqa: S608
-            if count := int(rows[0][0]):
-                total += count
-                await clickhouse.command(
-                    f"DELETE FROM {table.name} WHERE {beyond}",  # noqa: S608 - our own tables
-                    parameters,
-                    settings={"lightweight_deletes_sync": 2},
-                    timeout_s=TIMEOUT_S,
-                )
+            end = await log_end(client, _ends_with(shard, log, table))
+            total += await _cut_table(clickhouse, shard, table, end)
     return total
+
+
+def _ends_with(shard: int, log: str, table: Table) -> str:
+    """The stream at whose end the rows of a table end. What is derived has the ids of what it was derived from, and
+    comes again from the same input. Batches do not: the inputs after the last one are applied in others."""
+    if table is APPLIED_BATCHES:
+        return keys.updates(shard)
+    return keys.audit(shard) if log == "audit" else keys.events(shard)
+
+
+async def _cut_table(clickhouse: ClickHouse, shard: int, table: Table, end: EntryId) -> int:
+    """Delete a table's rows beyond a position, and what quantiles were made of them; the number of rows.
+
+    Aggregates by poll and match are compared afterwards, which quantiles cannot be.
+    """
+    beyond = "shard = {shard:UInt8} AND (stream_ms, stream_seq) > ({ms:UInt64}, {seq:UInt64})"
+    parameters = {"shard": shard, "ms": end.ms, "seq": end.seq}
+    timed = [one for one in AGGREGATES if one.raw is table and one.time and not one.owner]
+    oldest = "toUnixTimestamp64Milli(min(received_at))" if timed else "0"
+    rows = await clickhouse.query(f"SELECT count(), {oldest} FROM {table.name} WHERE {beyond}", parameters)  # noqa: S608
+    count, received_ms = (int(value) for value in rows[0])
+    if count:
+        await clickhouse.command(
+            f"DELETE FROM {table.name} WHERE {beyond}",  # noqa: S608 - our own tables
+            parameters,
+            settings={"lightweight_deletes_sync": 2},
+            timeout_s=TIMEOUT_S,
+        )
+        for aggregate in timed:
+            await repair.rebuild(clickhouse, aggregate, aggregate.since(shard, received_ms), ALONE)
+    return count
 
 
 async def cut_ratings(clickhouse: ClickHouse) -> int:

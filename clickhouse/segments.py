@@ -16,7 +16,8 @@ import errno
 import os
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -34,6 +35,10 @@ RETIRED_KEPT_S = 300.0
 """How long an archived segment stays: far more than a crash or a failover of Redis takes back."""
 
 _TEMPORARY = ".tmp"
+_HOLD = ".hold"
+_HOLD_MAX_S = 24 * 3600.0
+"""As long as a backup may take."""
+
 _TEMPORARY_MAX_S = 3600.0
 """A temporary file older than this belongs to nobody any more: writing one takes less than a second."""
 ERASED = "0" * 16
@@ -138,11 +143,35 @@ class Shelf:
         self.retire([path.name for path in leftover if parse_entry_id(path.name.split(".")[4]) <= committed])
 
     def expire(self) -> None:
-        """Delete what was retired long enough ago, and temporary files that nobody is writing any more."""
-        for pattern, kept_s in ((f"*{RETIRED}", RETIRED_KEPT_S), (f"*{_TEMPORARY}", _TEMPORARY_MAX_S)):
+        """Delete what was retired long enough ago and no backup waits for, and temporary files that nobody is writing
+        any more."""
+        kept = [(f"*{_TEMPORARY}", _TEMPORARY_MAX_S)]
+        if not _is_held(self._root):
+            kept.append((f"*{RETIRED}", RETIRED_KEPT_S))
+        for pattern, kept_s in kept:
             for path in self.directory.glob(pattern):
                 if _age_s(path) > kept_s:
                     _unlink(path)
+
+
+@contextmanager
+def held(directory: Path) -> Iterator[None]:
+    """Keep what is retired in a spill directory from being deleted: a backup copies Redis first, whose copy lists
+    segments, and these files after it, however long that takes. Of a backup that was killed the hold ends by itself."""
+    hold = directory / f"{secrets.token_hex(4)}{_HOLD}"
+    if directory.is_dir():
+        hold.touch(mode=0o600)
+    try:
+        yield
+    finally:
+        _unlink(hold)
+
+
+def _is_held(directory: Path) -> bool:
+    holds = list(directory.glob(f"*{_HOLD}"))
+    for old in [hold for hold in holds if _age_s(hold) > _HOLD_MAX_S]:
+        _unlink(old)
+    return any(hold.exists() for hold in holds)
 
 
 def read_file(path: Path) -> tuple[Header, list[RawEntry]]:
@@ -162,24 +191,35 @@ def read_file(path: Path) -> tuple[Header, list[RawEntry]]:
     return header, entries
 
 
-def erase_voter(directory: Path, voter: str, until_ms: int = 2**63) -> int:
-    """Blank a voter's hash (16 hex digits) in every segment below a spill directory, in votes that came into the log by
-    then; in how many it was.
+def erase_voters(directory: Path, erased: Mapping[str, int]) -> tuple[int, list[str]]:
+    """Blank voters' hashes (16 hex digits -> ms until which it is erased) in every segment below a spill directory, in
+    votes that came into the log by then; (how many entries, names of the files that cannot be read).
 
     The votes stay, and count as before. A batch that the archive holds in memory at this moment still has the hash:
-    erase in ClickHouse after it was committed. Raises Damaged and OSError.
+    erase in ClickHouse after it was committed. A damaged file is left alone: its entries cannot be archived from it.
+    Raises OSError.
     """
-    known, blank = b'"voter":"%s"' % voter.encode(), b'"voter":"%s"' % ERASED.encode()
+    blank = b'"voter":"%s"' % ERASED.encode()
+    known = [(b'"voter":"%s"' % voter.encode(), until_ms) for voter, until_ms in erased.items()]
 
     def erase(entry: RawEntry) -> RawEntry:
         raw_id, fields = entry
-        is_vote = fields.get(b"h", b"").startswith(b"vote ") and parse_entry_id(raw_id).ms <= until_ms
-        if not (is_vote and known in fields.get(b"d", b"")):
+        if not fields.get(b"h", b"").startswith(b"vote "):
             return entry
-        return raw_id, {**fields, b"d": fields[b"d"].replace(known, blank)}
+        body = fields.get(b"d", b"")
+        for voter, until_ms in known:
+            if voter in body and parse_entry_id(raw_id).ms <= until_ms:
+                body = body.replace(voter, blank)
+        return entry if body is fields.get(b"d", b"") else (raw_id, {**fields, b"d": body})
 
-    found = [*directory.rglob(f"*{SUFFIX}"), *directory.rglob(f"*{SUFFIX}{RETIRED}")]
-    return sum(rewrite(path, erase) for path in found)
+    changed, damaged = 0, []
+    for path in (*directory.rglob(f"*{SUFFIX}"), *directory.rglob(f"*{SUFFIX}{RETIRED}")):
+        try:
+            changed += rewrite(path, erase)
+        except Damaged:
+            if path.exists():  # and not archived and deleted meanwhile
+                damaged.append(path.name)
+    return changed, sorted(damaged)
 
 
 def rewrite(path: Path, change: Callable[[RawEntry], RawEntry]) -> int:

@@ -7,7 +7,7 @@ bring the hash back, and a restore applies the list of erasures that is kept bes
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import msgspec
 from msgspec import Struct
@@ -95,7 +95,7 @@ class Erasure:
                 outcome.trimmed += int(trimmed)
             else:
                 outcome.left.append(f"shard {shard}: the log up to {end} is not applied and archived yet")
-        await self._erase_segments(outcome, hashes)
+        await self._erase_segments(outcome, erased)
         await self._ask(await erasing.interrupted(self._clickhouse))
         polls = await erasing.erase_rows(self._clickhouse, erased)
         outcome.rows, outcome.polls = sum(polls.values()), len(polls)
@@ -124,12 +124,15 @@ class Erasure:
                 return False
             await asyncio.sleep(_POLL_S)
 
-    async def _erase_segments(self, outcome: Outcome, hashes: list[str]) -> None:
+    async def _erase_segments(self, outcome: Outcome, erased: Mapping[str, int]) -> None:
         try:
-            for voter in hashes:
-                outcome.segments += await asyncio.to_thread(segments.erase_voter, self._settings.spill_path, voter)
-        except (segments.Damaged, OSError) as error:
+            outcome.segments, damaged = await asyncio.to_thread(
+                segments.erase_voters, self._settings.spill_path, erased
+            )
+        except OSError as error:
             outcome.left.append(f"segment files: {error}")
+            return
+        outcome.left.extend(f"segment {name} is damaged" for name in damaged)
 
     async def _ask(self, polls: list[str]) -> None:
         """Have the aggregates of polls computed anew."""

@@ -7,6 +7,8 @@ All keys of a shard share the hash tag `{sNN}`, so that on Redis Cluster its scr
     updates:{s}               stream  the output log: one entry per applied batch, field `u`: see `core.updates`
     audit:{s}                 stream  who read what: records, field `d`: see `core.audit`
     dead:{s}                  stream  dead letters: origin id, reason, the entry's fields
+    <stream>:blanked          stream  copy of one without the hashes of erased voters, until it takes its place;
+                                      <stream>:blanking = who makes it
     epochs:{s}                hash    "run" -> server incarnation, "now" -> newest epoch, "<epoch>" -> its first id
     counters:{s}              hash    votes, events, duplicates: appended so far (written by ingest's append script)
     def:{s}:<topic>           hash    poll definition as last accepted, with rev, voted, closed (write-side truth)
@@ -56,6 +58,14 @@ def audit(shard: int) -> str:
 
 def dead(shard: int) -> str:
     return f"dead:{tag(shard)}"
+
+
+def blanked(stream: str) -> str:
+    return f"{stream}:blanked"
+
+
+def blanking(stream: str) -> str:
+    return f"{stream}:blanking"
 
 
 def epochs(shard: int) -> str:

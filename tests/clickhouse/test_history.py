@@ -212,6 +212,19 @@ async def test_what_left_redis_before_it_was_archived_is_never_skipped(it: Log) 
     assert [event.payload for event in (await it.history.page(M1, behind)).events] == it.expected[5:]
 
 
+async def test_a_stream_that_is_gone_proves_nothing(it: Log) -> None:
+    """Somebody deleted it, or Redis lost it: nobody knows what came after the archived entries."""
+    it.append(5)
+    await it.archive(5)
+    it.append(3)
+    it.log.sync.delete(keys.events(0))
+    first = await it.history.page(M1)
+    assert [event.payload for event in first.events] == it.expected[:5]
+    assert first.next is not None
+    with pytest.raises(Retry, match="have yet to be archived"):
+        await it.history.page(M1, first.next)
+
+
 async def test_without_clickhouse_redis_answers_what_it_provably_has(it: Log, free_port: Any) -> None:
     away = History(ClickHouse(f"http://127.0.0.1:{free_port()}/x"), it.log.client, 1)
     it.append(4)

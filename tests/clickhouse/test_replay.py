@@ -99,6 +99,7 @@ async def test_a_paced_replay_ends_when_its_reader_does() -> None:
 async def test_a_replay_goes_on_from_a_place(log: ArchiveLog) -> None:
     await Stored(log.clickhouse).add((1, 0), (2, 0))
     log.sync.hset(keys.archive(0, "events"), "committed", f"{T0 + 2}-0")
+    log.log_writer.event("m2", "1", "kill", {})  # a log that has entries is there
     history = History(log.clickhouse, log.client, 1)
     all_of_it = [event async for part in pages(history, M1, BEGINNING) for event in part]
     rest = [event async for part in pages(history, M1, all_of_it[0].place) for event in part]

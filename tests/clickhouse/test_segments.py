@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clickhouse.rows import RawEntry
-from clickhouse.segments import ERASED, RETIRED, Damaged, Shelf, erase_voter, read_file, rewrite
+from clickhouse.segments import ERASED, RETIRED, Damaged, Shelf, erase_voters, held, read_file, rewrite
 from core.errors import Retry
 from core.position import EntryId
 
@@ -129,6 +129,21 @@ def test_an_archived_segment_stays_for_a_while(shelf: Shelf) -> None:
     assert list(shelf.directory.iterdir()) == []
 
 
+def test_nothing_retired_is_deleted_while_a_backup_copies(shelf: Shelf) -> None:
+    name = shelf.write(0, "events", 1, entries(5))
+    root, retired = shelf.directory.parent, shelf.directory / (name + RETIRED)
+    with held(root):
+        shelf.retire([name])
+        os.utime(retired, (0, 0))
+        shelf.expire()
+        assert retired.exists()
+    killed = root / "deadbeef.hold"  # of a backup that was killed the day before yesterday
+    killed.touch()
+    os.utime(killed, (0, 0))
+    shelf.expire()
+    assert (retired.exists(), killed.exists()) == (False, False)
+
+
 def test_what_a_crash_left_is_retired_only_when_it_is_archived_and_not_listed(shelf: Shelf) -> None:
     old, listed, beyond = (
         shelf.write(0, "events", 1, [(raw_id, {})]) for raw_id in (b"1-0", b"2-0", b"100-0")
@@ -170,12 +185,20 @@ def test_a_voter_is_erased_from_every_segment_and_nothing_else_changes(shelf: Sh
     name = shelf.write(0, "events", 1, [*entries(2, mine), (b"3-0", {b"h": b"vote x", b"d": yours})])
     retired = shelf.write(1, "events", 1, [(b"3-0", {b"h": b"match x", b"d": mine}), *entries(1, mine)[:1]])
     shelf.retire([retired])
-    assert erase_voter(shelf.directory.parent, "0123456789abcdef") == 3
+    assert erase_voters(shelf.directory.parent, {"0123456789abcdef": 2**63}) == (3, [])
     found = shelf.read(name)
     assert [fields[b"d"] for _, fields in found] == [mine.replace(b"0123456789abcdef", ERASED.encode())] * 2 + [yours]
     _, other = read_file(shelf.directory / (retired + RETIRED))
     assert other[0][1][b"d"] == mine, "a match event is nobody's vote"
-    assert erase_voter(shelf.directory.parent, "0123456789abcdef") == 0
+    assert erase_voters(shelf.directory.parent, {"0123456789abcdef": 2**63}) == (0, [])
+
+
+def test_a_damaged_segment_keeps_no_voter_in_the_others(shelf: Shelf) -> None:
+    mine = b'{"event_id":"e","voter":"0123456789abcdef"}'
+    damaged, good = (shelf.write(shard, "events", 1, entries(2, mine)) for shard in (0, 1))
+    (shelf.directory / damaged).write_bytes(b"nonsense")
+    assert erase_voters(shelf.directory.parent, {"0123456789abcdef": 2**63}) == (2, [damaged])
+    assert b"0123456789abcdef" not in shelf.read(good)[0][1][b"d"]
 
 
 def test_rewriting_keeps_the_old_segment_until_the_new_one_is_whole(

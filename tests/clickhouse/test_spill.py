@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from clickhouse.reading import Limits, Stuck
-from clickhouse.segments import RETIRED, Shelf, erase_voter
+from clickhouse.segments import RETIRED, Shelf, erase_voters
 from clickhouse.spill import SpilledLog, parse_records
 from clickhouse.writer import Plan
 from core import keys
@@ -287,7 +287,7 @@ async def test_a_voter_erased_on_disk_does_not_stop_the_plan_in_flight(log: Arch
     await crash(log, "after plan")
     await spill(log)
     log.trim()
-    assert erase_voter(shelf.directory.parent, f"{3:016x}") == 1
+    assert erase_voters(shelf.directory.parent, {f"{3:016x}": 2**63}) == (1, [])
     await log.archive()
     assert await log.rows("SELECT count(), sum(vote_hash), countIf(voter_hash = 3) FROM votes") == [(12, log.digest, 0)]
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import redis
 from click.testing import CliRunner
 
 from clickhouse import erasing
@@ -17,6 +18,7 @@ from core.digest import voter_hash
 from core.errors import Fatal
 from core.local.services import environment
 from core.names import poll_topic
+from core.redis_client import lua
 from core.settings import Settings
 from tests.support.books import SHARDS, Books
 from tests.support.log_writer import SECRET
@@ -150,15 +152,21 @@ async def states(books: Books) -> list[tuple[Any, ...]]:
     )
 
 
-async def test_a_log_that_is_restored_is_restored_without_the_erased(voted: Books) -> None:
+async def test_a_log_that_is_restored_is_restored_without_the_erased(
+    voted: Books, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What a restore does: alone with the servers, everything at once, the log included."""
     voted.log.vote("open", "late", "a", VOTER)
     ids = [entry[0] for entry in voted.sync.xrange(keys.events(voted.shard("open")))]
     shelf = Shelf(voted.settings.spill_path, "test", 2**30)
     last: Any = voted.sync.xrevrange(keys.events(voted.shard("open")), count=1)
     file = shelf.write(voted.shard("open"), "events", 1, last)
+    damaged = shelf.write(1 - voted.shard("open"), "events", 1, last)
+    (shelf.directory / damaged).write_bytes(b"nonsense")
+    monkeypatch.setattr(erasing, "PAGE", 7)
     text = await erasing.erase_everywhere(voted.client, voted.clickhouse, {HASH: 2**53}, voted.settings.spill_path)
     assert "0 log entries" not in text
+    assert f"NOT in {damaged}" in text, "one that cannot be read holds up nothing else"
     assert HASH.encode() not in shelf.read(file)[0][1][b"d"], "the archive would bring it back from there"
     entries = voted.sync.xrange(keys.events(voted.shard("open")))
     assert [entry[0] for entry in entries] == ids, "every entry keeps its place"
@@ -167,6 +175,42 @@ async def test_a_log_that_is_restored_is_restored_without_the_erased(voted: Book
         await voted.settled()
     assert (await voted.reconcile()).exit_code == 0
     assert await erasing.erased_polls(voted.clickhouse, {HASH: 2**53}) == {}
+
+
+async def test_dead_letters_are_rewritten_page_by_page_while_others_come(
+    voted: Books, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(erasing, "PAGE", 3)
+    stream = keys.dead(0)
+    voted.sync.delete(stream)
+    bodies = [
+        b'{"voter":"%s","n":%d}' % ((HASH, "0123456789abcdef")[number % 2].encode(), number) for number in range(8)
+    ]
+    for number, body in enumerate(bodies):
+        voted.sync.xadd(stream, {"id": f"{number + 1}-0", "d": body}, id=f"{number + 1}-0")
+    script, calls = lua("clickhouse", "blank_voters"), []
+    names = [stream, keys.blanked(stream), keys.blanking(stream)]
+
+    def page(after: bytes, token: str = "mine") -> Any:
+        calls.append(after)
+        return voted.sync.eval(script, 3, *names, after, 3, token, 60, erasing.BLANK, HASH, 2**53)
+
+    assert page(b"") == [b"3-0", 0, 2]
+    with pytest.raises(redis.ResponseError, match="STALE another erasure"):
+        page(b"", "yours")
+    assert page(b"3-0") == [b"6-0", 0, 1]
+    voted.sync.xadd(stream, {"id": "9-0", "d": bodies[0]}, id="9-0")  # a letter comes
+    assert page(b"6-0") == [b"9-0", 0, 2]
+    assert len(voted.sync.xrange(stream)) == 9
+    assert page(b"9-0") == [b"9-0", 1, 0]
+    found = voted.sync.xrange(stream)
+    assert [raw for raw, _ in found] == [f"{number}-0".encode() for number in range(1, 10)]
+    assert HASH.encode() not in str(found).encode()
+    assert (voted.sync.ttl(stream), voted.sync.exists(*names[1:])) == (-1, 0)
+    info = voted.sync.xinfo_stream(stream)
+    assert (info["last-generated-id"], info["entries-added"]) == (b"9-0", 9)
+    with pytest.raises(redis.ResponseError, match="STALE the copy has expired"):
+        page(b"3-0")
 
 
 async def test_the_command_finds_hashes_of_earlier_secrets(voted: Books) -> None:
@@ -200,8 +244,6 @@ def test_rotation_keeps_the_old_secret_apart(settings: Settings) -> None:
 
 
 def test_rotation_waits_for_open_polls(settings: Settings) -> None:
-    import redis
-
     settings = msgspec.structs.replace(settings, voter_secret="", shards=2)
     settings.data_dir.mkdir(parents=True)
     settings.secret_file("voter_secret").write_text("the first secret of all\n")
