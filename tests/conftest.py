@@ -15,6 +15,7 @@ from hypothesis import settings as hypothesis_settings
 
 from core.settings import Settings
 from tests.support.clickhouse_server import ClickHouseServer, running_clickhouse
+from tests.support.migrated import Schema
 from tests.support.ports import free_port as _free_port
 from tests.support.processes import adopt_orphans, descendants
 from tests.support.redis_server import RedisServer, running_redis
@@ -80,6 +81,12 @@ def clickhouse_server(no_process_is_left: None) -> Iterator[ClickHouseServer]:
             yield server
     finally:
         shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def schema(clickhouse_server: ClickHouseServer) -> Schema:
+    """Makes migrated databases on any server."""
+    return Schema(clickhouse_server)
 
 
 @pytest.fixture

@@ -2,19 +2,18 @@
 
 import secrets
 from collections.abc import AsyncIterator
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import msgspec
 import pytest
 import redis
 
-from clickhouse.analysts import analysts_database
 from clickhouse.client import ClickHouse
-from clickhouse.migrate import migrate
 from core.redis_client import connect
 from core.settings import Settings
 from tests.support.archive_log import ArchiveLog
+from tests.support.clickhouse_server import ClickHouseServer
+from tests.support.migrated import Schema
 
 
 @pytest.fixture
@@ -24,16 +23,13 @@ def database_url(clickhouse_url: str) -> str:
 
 
 @pytest.fixture
-async def clickhouse(database_url: str, tmp_path: Path) -> AsyncIterator[ClickHouse]:
+async def clickhouse(
+    database_url: str, clickhouse_server: ClickHouseServer, schema: Schema
+) -> AsyncIterator[ClickHouse]:
     """Client of a migrated, empty database, which is dropped afterwards."""
-    await migrate(Settings(data_dir=tmp_path, clickhouse_url=database_url))
     client = ClickHouse(database_url)
-    try:
+    with schema.lent(clickhouse_server, urlsplit(database_url).path[1:]):
         yield client
-    finally:
-        database = urlsplit(database_url).path[1:]
-        for name in (analysts_database(database), database):
-            await client.command("DROP DATABASE {name:Identifier}", {"name": name})
         await client.close()
 
 

@@ -13,7 +13,6 @@ from prometheus_client import REGISTRY
 
 from clickhouse import comparison, mending
 from clickhouse.client import ClickHouse
-from clickhouse.migrate import migrate
 from clickhouse.reading import Limits
 from clickhouse.writer import Batch, Plan, Writer
 from consumers import archive as module
@@ -27,6 +26,7 @@ from core.settings import Settings
 from core.updates import Prediction
 from tests.support.archive_log import SHARDS, ArchiveLog
 from tests.support.clickhouse_server import running_clickhouse
+from tests.support.migrated import Schema
 from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.redis, pytest.mark.clickhouse]
@@ -117,11 +117,11 @@ async def test_entries_that_come_together_are_written_together(log: ArchiveLog, 
 
 
 async def test_clickhouse_away_and_back_loses_and_repeats_nothing(
-    redis_url: str, tmp_path: Path, archive_settings: Settings
+    redis_url: str, tmp_path: Path, archive_settings: Settings, schema: Schema
 ) -> None:
     with running_clickhouse(tmp_path / "clickhouse") as server, redis.Redis.from_url(redis_url) as sync:
         settings = msgspec.structs.replace(archive_settings, clickhouse_url=server.target())
-        await migrate(settings)
+        schema.make(server)
         client, clickhouse = connect(settings), ClickHouse(settings.clickhouse_url)
         log = ArchiveLog(sync, client, clickhouse)
         async with archiving(settings) as archive:

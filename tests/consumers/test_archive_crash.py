@@ -15,7 +15,6 @@ import pytest
 import redis
 
 from clickhouse.client import ClickHouse
-from clickhouse.migrate import migrate
 from core import keys
 from core.local.child import python_environment
 from core.local.services import environment
@@ -24,6 +23,7 @@ from core.settings import Settings
 from tests.consumers.archive_child import POINTS
 from tests.support.archive_log import SHARDS, ArchiveLog
 from tests.support.clickhouse_server import ClickHouseServer, running_clickhouse
+from tests.support.migrated import Schema
 from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.redis, pytest.mark.clickhouse, pytest.mark.crash]
@@ -113,11 +113,13 @@ async def test_without_deduplication_the_same_kill_is_not_exact(
 
 
 @pytest.fixture
-async def own_engine(redis_url: str, tmp_path: Path) -> AsyncIterator[tuple[ClickHouseServer, ArchiveLog, str]]:
+async def own_engine(
+    redis_url: str, tmp_path: Path, schema: Schema
+) -> AsyncIterator[tuple[ClickHouseServer, ArchiveLog, str]]:
     """An engine to be killed, with a migrated database; a log on it; its URL."""
     with running_clickhouse(tmp_path / "clickhouse") as server, redis.Redis.from_url(redis_url) as sync:
         url = server.target()
-        await migrate(Settings(data_dir=tmp_path, clickhouse_url=url))
+        schema.make(server)
         client, clickhouse = connect(Settings(redis_url=redis_url)), ClickHouse(url)
         yield server, ArchiveLog(sync, client, clickhouse), url
         await clickhouse.close()

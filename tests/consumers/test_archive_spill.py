@@ -12,7 +12,6 @@ import pytest
 import redis
 
 from clickhouse.client import ClickHouse
-from clickhouse.migrate import migrate
 from clickhouse.segments import Shelf
 from consumers.archive import Archive, open_shelf
 from core import keys
@@ -22,6 +21,7 @@ from tests.consumers.test_archive import archived, metric
 from tests.consumers.test_archive_crash import Archiver, drained, fill
 from tests.support.archive_log import SHARDS, ArchiveLog
 from tests.support.clickhouse_server import ClickHouseServer, running_clickhouse
+from tests.support.migrated import Schema
 from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.redis, pytest.mark.clickhouse]
@@ -43,12 +43,12 @@ def spill_settings(archive_settings: Settings) -> Settings:
 
 @pytest.fixture
 async def outage(
-    redis_url: str, tmp_path: Path, spill_settings: Settings
+    redis_url: str, tmp_path: Path, spill_settings: Settings, schema: Schema
 ) -> AsyncIterator[tuple[ClickHouseServer, ArchiveLog, Settings]]:
     """An engine that can be away, a log on it, settings for both."""
     with running_clickhouse(tmp_path / "clickhouse") as server, redis.Redis.from_url(redis_url) as sync:
         settings = msgspec.structs.replace(spill_settings, clickhouse_url=server.target())
-        await migrate(settings)
+        schema.make(server)
         client, clickhouse = connect(settings), ClickHouse(settings.clickhouse_url)
         yield server, ArchiveLog(sync, client, clickhouse), settings
         await clickhouse.close()

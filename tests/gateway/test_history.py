@@ -8,7 +8,6 @@ import socket
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 import msgspec
@@ -20,7 +19,6 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from clickhouse.client import ClickHouse
-from clickhouse.migrate import migrate
 from clickhouse.writer import writer_sources
 from core import keys
 from core.audit import key_id
@@ -33,6 +31,8 @@ from ingest import decode
 from tests.gateway.output_log import OutputLog
 from tests.gateway.server import Gateway, Kind, running_gateway
 from tests.support.archive_log import ArchiveLog
+from tests.support.clickhouse_server import ClickHouseServer
+from tests.support.migrated import Schema
 from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.redis, pytest.mark.clickhouse]
@@ -65,14 +65,17 @@ class Past:
 
 
 @pytest.fixture
-async def past(settings: Settings, clickhouse_url: str, sink: Kind) -> AsyncIterator[Past]:
-    database = urlsplit(clickhouse_url)._replace(path=f"/test_{secrets.token_hex(6)}").geturl()
+async def past(
+    settings: Settings, clickhouse_server: ClickHouseServer, schema: Schema, sink: Kind
+) -> AsyncIterator[Past]:
+    name = f"test_{secrets.token_hex(6)}"
+    database = clickhouse_server.target(name)
     settings = msgspec.structs.replace(settings, clickhouse_url=database, shards=SHARDS)
-    await migrate(settings)
     clickhouse, client = ClickHouse(database), connect(settings)
     OutputLog(settings.redis_url, SHARDS).close()
     try:
         with (
+            schema.lent(clickhouse_server, name),
             redis.Redis.from_url(settings.redis_url) as sync,
             running_gateway(settings, sink, clickhouse_url=database, lag_max_s=1.0, replays_max=3) as gateway,
         ):
@@ -82,7 +85,6 @@ async def past(settings: Settings, clickhouse_url: str, sink: Kind) -> AsyncIter
             async with httpx.AsyncClient(base_url=gateway.url, timeout=30) as http:
                 yield Past(log, gateway, http)
     finally:
-        await clickhouse.command("DROP DATABASE {name:Identifier}", {"name": urlsplit(database).path[1:]})
         await clickhouse.close()
         await client.aclose()
 
