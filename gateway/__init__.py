@@ -22,7 +22,8 @@ Invariants
       says. State messages may be left out only for a reader who lags, and only when a newer one follows.
     * A reader who comes from further back than Redis reaches gets every event from the archive, in order, and is owed
       the states until a snapshot settles that; the debt is part of its cursor (`core.position.K_OWED`).
-    * What many want of the past is read once (`shared_reads`), and a crowd is served a few at a time (`pace`).
+    * What many want of the past is read once (`shared_reads`), and a crowd is let in and served a few at a time
+      (`acceptor`, `pace`), beside those who are live already (`service.FLUSH_SHARE`).
     * A verdict is never better than the truth. What cannot be proven is a `reset`.
     * A socket is written to past its sink only while the sink holds nothing, so that the order is kept (`connection`).
     * Everything pure is in `subscription`, `frames`, `ring`, `channel`, `hub`, `wheel`: synchronous, with time as an

@@ -17,14 +17,13 @@ from core import audit, collector, http, logs
 from core.errors import Fatal, Retry
 from core.redis_client import Redis, Scripts, check, connect, find_log
 from core.settings import Settings
-from gateway.acceptor import Acceptor
 from gateway.api import contract, history, site, state, stream, updates, ws
 from gateway.auditor import Auditor
 from gateway.listing import Listing
 from gateway.policy import Policy
 from gateway.service import Service
 from gateway.source import RedisSource
-from gateway.takeover import TakeoverProtocol
+from gateway.takeover import TakeoverProtocol, TakeoverServer
 from gateway.uring import sender
 from gateway.websocket import WebSocket
 from gateway.workers import BACKLOG, run_workers
@@ -117,7 +116,7 @@ async def serve_readers(
         ws=lambda: WebSocket(service),
         backlog=BACKLOG,
     )
-    server = _Server(config)
+    server = TakeoverServer(config)
     clock = asyncio.create_task(service.run())
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     stopping = asyncio.create_task(stop.wait())
@@ -137,18 +136,6 @@ async def serve_readers(
             task.cancel()
         await asyncio.gather(clock, serving, stopping, return_exceptions=True)
         await service.stop()
-
-
-class _Server(http.Server):
-    """With our own way of accepting connections."""
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets=[])
-
-        def protocol() -> asyncio.Protocol:
-            return TakeoverProtocol(self.config, self.server_state, self.lifespan.state)
-
-        self.servers = [Acceptor(one, protocol) for one in sockets or ()]  # type: ignore[misc]
 
 
 def _listen(settings: Settings) -> socket.socket:

@@ -10,6 +10,8 @@ socket: `scope["extensions"]["arenacast.takeover"]`, a `Takeover`. What it leans
     RequestResponseCycle        attributes disconnected, response_started, more_body; a cycle marked disconnected ends
                                 in silence when its endpoint returns
     FlowControl                 attribute read_paused, method resume_reading
+    Server                      method startup, which makes a server for each socket; attributes servers (closed and
+                                waited for at the end), server_state and lifespan.state
     handle_websocket_upgrade    called with url, headers and scope["method"] complete, instead of an endpoint, when
                                 Config.ws_protocol_class is not None
 
@@ -17,6 +19,7 @@ Where the extension is missing (other servers, TLS, HTTP/2), `gateway.plain` ser
 """
 
 import asyncio
+import socket
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -24,7 +27,9 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from uvicorn.protocols.utils import is_ssl
 
+from core import http
 from core.http_protocol import HEAD_TIMEOUT_S, GuardedProtocol
+from gateway.acceptor import Acceptor
 
 EXTENSION = "arenacast.takeover"
 
@@ -95,6 +100,18 @@ class TakeoverProtocol(GuardedProtocol):
         for name in ("scope", "cycle", "parser", "flow", "transport"):
             setattr(self, name, None)
         self._cycles = []
+
+
+class TakeoverServer(http.Server):
+    """Serves with `TakeoverProtocol`, and accepts connections in our own way."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=[])
+
+        def protocol() -> asyncio.Protocol:
+            return TakeoverProtocol(self.config, self.server_state, self.lifespan.state)
+
+        self.servers = [Acceptor(one, protocol) for one in sockets or ()]  # type: ignore[misc]
 
 
 def takeover_of(scope: Any) -> Takeover | None:

@@ -12,6 +12,7 @@ import pytest
 from uvicorn.config import Config
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import Server
 
 from core.settings import Settings
 from gateway.event_stream import EventStream
@@ -38,6 +39,9 @@ def test_names_are_where_they_were() -> None:
     assert "not self.response_started and not self.disconnected" in cycle, "a disconnected cycle ends in silence"
     assert "read_paused" in inspect.getsource(FlowControl)
     assert "ws_protocol_class" in inspect.getsource(Config)
+    server = inspect.getsource(Server)
+    for text in ("self.servers.append(", "for server in self.servers:", "app_state=self.lifespan.state"):
+        assert text in server, text
 
 
 def test_version_is_the_one_this_was_written_for() -> None:
