@@ -106,28 +106,14 @@ def passed(position: Position, entry: EntryId) -> bool:
 
 
 class Backlog:
-    """Shared reads of the output logs."""
+    """Shared reads of the output logs. `chunks` is for whoever counts their bytes, and stops them."""
 
     def __init__(self, source: Source, bytes_max: int) -> None:
         """`bytes_max`: of the chunks that are kept."""
         self._source = source
         self._log = logs.get()
-        self._chunks: SharedReads[Chunk] = SharedReads(bytes_max=bytes_max, at_once=READS_MAX, waiting_max=WAITING_MAX)
+        self.chunks: SharedReads[Chunk] = SharedReads(bytes_max=bytes_max, at_once=READS_MAX, waiting_max=WAITING_MAX)
         self._read_count = CATCH_UP_READS.labels("redis")
-
-    @property
-    def bytes(self) -> int:
-        """What is kept, for the memory budget."""
-        return self._chunks.bytes
-
-    @property
-    def reads(self) -> int:
-        """Reads of the log so far."""
-        return self._chunks.count
-
-    async def stop(self) -> None:
-        """Give up what is under way."""
-        await self._chunks.stop()
 
     async def chunk(self, shard: int, position: Position, epochs: Epochs, edge: Position) -> Chunk:
         """Entries of a shard at and after `position`, as many as one read gives. Raises Retry when Redis is away, or
@@ -150,7 +136,7 @@ class Backlog:
         self, shard: int, first: EntryId, epochs: Epochs, edge: Position, since: Position | None = None
     ) -> Chunk:
         fresh_s = HEAD_FRESH_S if since is None else 0.0
-        return await self._chunks.get(
+        return await self.chunks.get(
             (shard, epochs.current, first, since),
             lambda: self._read(shard, first, epochs, edge),
             lambda chunk: None if chunk.is_full else fresh_s,
@@ -181,5 +167,6 @@ class Backlog:
                 except Poison as error:
                     self._log.error("message left out", error=str(error))
         is_full = len(found) == COUNT_MAX
-        until = epochs.at(found[-1][0] if found else ZERO)
+        last = found[-1][0] if found else ZERO
+        newest, until = max(newest, last), epochs.at(last)
         return Chunk(entries, items, until if is_full else max(until, edge), newest, is_full=is_full)

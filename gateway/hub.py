@@ -441,7 +441,7 @@ class Hub:
         self._meter.evicted(reason)
         subscriber.sink.close(TOO_SLOW, "too slow, reconnect with your cursor")
 
-    def reset(self, shard: int, edge: Position, holds: Callable[[Position], bool]) -> None:
+    def reset(self, shard: int, edge: Position, holds: Callable[[Position], bool], now: float) -> None:
         """A shard's messages cannot be vouched for any more (gap, rollback): start its ring anew at `edge`.
 
         `holds`: whether a position is still part of the log. A subscriber whose position is not is asked to come back
@@ -457,6 +457,7 @@ class Hub:
             self._dirty.pop(channel, None)
             for subscriber in tuple(channel.live):
                 subscriber.vector = dict(channel.vector)
+                subscriber.since = now  # it kept up until here, and is given the same patience as anybody behind
                 channel.live.discard(subscriber)
                 subscriber.state = State.BEHIND
                 self._behind[subscriber] = None

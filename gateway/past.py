@@ -60,32 +60,22 @@ class _Reach:
 
 
 class Past:
-    """Shared reads of the archive."""
+    """Shared reads of the archive. `chunks` is for whoever counts their bytes."""
 
     def __init__(self, source: Source, bytes_max: int) -> None:
         """`bytes_max`: of the chunks that are kept."""
         self._source = source
         self._log = logs.get()
-        self._chunks: SharedReads[PastChunk] = SharedReads(
+        self.chunks: SharedReads[PastChunk] = SharedReads(
             bytes_max=bytes_max, at_once=READS_MAX, waiting_max=WAITING_MAX
         )
         self._reaches: SharedReads[_Reach] = SharedReads(bytes_max=10_000, at_once=READS_MAX, waiting_max=WAITING_MAX)
         self._kept: SharedReads[_Number] = SharedReads(bytes_max=10_000, at_once=1, waiting_max=1)
         self._read_count = CATCH_UP_READS.labels("clickhouse")
 
-    @property
-    def bytes(self) -> int:
-        """What is kept, for the memory budget."""
-        return self._chunks.bytes
-
-    @property
-    def reads(self) -> int:
-        """Queries for events so far."""
-        return self._chunks.count
-
     async def stop(self) -> None:
         """Give up what is under way."""
-        for reads in (self._chunks, self._reaches, self._kept):
+        for reads in (self.chunks, self._reaches, self._kept):
             await reads.stop()
 
     async def reach(self, shard: int) -> EntryId:
@@ -158,9 +148,9 @@ class Past:
         def fresh_s(chunk: PastChunk) -> float | None:
             return None if chunk.is_full else REACH_FRESH_S
 
-        chunk = await self._chunks.get((shard, match_id, first, epochs.current), read, fresh_s)
+        chunk = await self.chunks.get((shard, match_id, first, epochs.current), read, fresh_s)
         if not chunk.is_full and chunk.until.entry < reach:  # somebody's read of the end, from before it got there
-            chunk = await self._chunks.get((shard, match_id, first, epochs.current, reach), read, fresh_s)
+            chunk = await self.chunks.get((shard, match_id, first, epochs.current, reach), read, fresh_s)
         return chunk
 
     async def _read(self, shard: int, match_id: str, first: EntryId, epochs: Epochs, reach: EntryId) -> PastChunk:

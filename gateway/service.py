@@ -210,7 +210,7 @@ class Service:
     def _relieve(self, now: float) -> None:
         """Keep what is held for all readers together below its bound."""
         self._relieved_at = now
-        evict, cut = worst(self.wheel, self._buffer_bytes_max, self._backlog.bytes + self._past.bytes)
+        evict, cut = worst(self.wheel, self._buffer_bytes_max, self._backlog.chunks.bytes + self._past.chunks.bytes)
         for connection in evict:
             self.meter.evicted("memory")
             connection.close(TOO_SLOW, "too slow, reconnect with your cursor")
@@ -285,7 +285,7 @@ class Service:
         for close in self.at_stop:
             await close()
         await self._feeder.stop()
-        await self._backlog.stop()
+        await self._backlog.chunks.stop()
         await self._past.stop()
         await self._resumer.stop()
         await self.tails.stop()

@@ -16,7 +16,7 @@ from core.backoff import delay_s
 from core.epochs import Epochs
 from core.errors import Poison, Retry
 from core.metrics import LOOP_ERRORS
-from core.position import ZERO, EntryId
+from core.position import ZERO, EntryId, Position
 from core.updates import Message, Outlined, Update
 from gateway import frames
 from gateway.hot_state import HotState
@@ -115,7 +115,7 @@ class Tail:
         self._epochs = state.epochs
         self._seen = state.updates_id
         self._silent = (ZERO, ZERO)
-        self._hub.reset(self._shard, state.position, state.epochs.holds)
+        self._reset(state.position)
 
     async def _follow(self) -> None:
         loop = asyncio.get_running_loop()
@@ -204,8 +204,11 @@ class Tail:
             self._hub.expel(self._shard, epochs.holds)
 
     def _lose(self, until: EntryId) -> None:
-        self._hub.reset(self._shard, self.epochs.at(until), self.epochs.holds)
+        self._reset(self.epochs.at(until))
         self._on_news()
+
+    def _reset(self, edge: Position) -> None:
+        self._hub.reset(self._shard, edge, self.epochs.holds, asyncio.get_running_loop().time())
 
     def _advance(self, entry: EntryId) -> None:
         self._hub.advance(self._shard, self.epochs.at(entry))

@@ -61,6 +61,7 @@ class Ring:
     def __init__(self, entries: int = ENTRIES, few: int = FEW) -> None:
         """Raises OSError where the kernel does not offer it, or forbids it."""
         self._few = few
+        self._is_refused = False
         self._system_call = ctypes.CDLL(None, use_errno=True).syscall
         self._system_call.restype = ctypes.c_long
         params = ctypes.create_string_buffer(_PARAMS.pack(0, 0, _FLAGS, *[0] * (28 - 3)), _PARAMS.size)
@@ -110,7 +111,7 @@ class Ring:
         address = ctypes.cast(ctypes.c_char_p(frame), ctypes.c_void_p).value or 0
         shortfalls: Shortfalls = []
         done = 0
-        while done < total:
+        while done < total and not self._is_refused:
             at = self._tail % self._entries
             count = min(total - done, self._entries - at)  # up to where the ring begins anew
             part = slice(at, at + count)
@@ -121,6 +122,8 @@ class Ring:
                 shortfalls.append((done + tag - at, taken))
             done += count
         shortfalls.sort()
+        if done < total:
+            shortfalls += [(done + index, taken) for index, taken in write_all(descriptors[done:], frame)]
         return shortfalls
 
     def _submit(self, count: int, size: int) -> Shortfalls:
@@ -133,8 +136,12 @@ class Ring:
             if accepted >= 0:
                 looked_at += accepted
             elif ctypes.get_errno() not in _AGAIN:
+                self._refuse(os.strerror(ctypes.get_errno()))
                 break
             tries += 1
+        else:
+            if looked_at < count:
+                self._refuse(f"still busy after {tries} tries")
         # All it looked at have completed (the frame is nobody's but ours again), each once: both rings wrap together.
         first = self._tail % self._completions
         found = slice(first, first + looked_at)
@@ -147,3 +154,8 @@ class Ring:
             shortfalls = [(tag, max(result, 0)) for tag, result in pairs if result != size]
         self._cq_head[0] = self._tail
         return shortfalls + [(at + index, 0) for index in range(looked_at, count)]
+
+    def _refuse(self, reason: str) -> None:
+        """The kernel gave it and takes it away: it is not asked again for every frame."""
+        self._is_refused = True
+        logs.get().error("no io_uring any more, a system call per socket from here on", reason=reason)

@@ -18,6 +18,7 @@ TRANSPORTS: tuple[Transport, ...] = ("sse", "envelope", "ws", "poll")
 Message = dict[str, Any]
 
 WAIT_S = 10.0
+SILENT_S = 30.0
 
 
 class Reader(Protocol):
@@ -120,12 +121,13 @@ async def reading(
 
 
 async def read(reader: Reader, count: int) -> list[Message]:
-    """So many messages, heartbeats left out."""
+    """So many messages, heartbeats left out. Raises TimeoutError when one does not come, whatever beats meanwhile."""
     found: list[Message] = []
     while len(found) < count:
-        message = await reader.next()
-        if message["event"] != "heartbeat":
-            found.append(message)
+        async with asyncio.timeout(SILENT_S):
+            while (message := await reader.next())["event"] == "heartbeat":
+                pass
+        found.append(message)
     return found
 
 

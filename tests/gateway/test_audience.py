@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
+import structlog
 
 from core.settings import Settings
 from gateway.audience import Audience, SendAll, plain_write, write_all
@@ -196,6 +197,24 @@ def test_results_are_those_of_writing_one_by_one(send_all: SendAll, seed: int) -
         for fd, sink in zip(fds, some, strict=True):
             assert sink in full or sink.received() == (b"" if fd == gone else frame)
     for sink in sinks:
+        sink.close()
+
+
+def test_a_kernel_that_takes_it_back_is_told_of_once_and_asked_no_more() -> None:
+    try:
+        ring = Ring(entries=8, few=0)
+    except OSError as error:
+        pytest.skip(f"this kernel offers no io_uring: {error}")
+    sinks = [Sink(is_direct=True) for _ in range(20)]
+    audience = audience_of([Reader(sink) for sink in sinks], ring.send_all)
+    with structlog.testing.capture_logs() as logged:
+        assert audience.write(FRAME) == 20
+        ring.close()
+        for _ in range(3):
+            assert audience.write(FRAME) == 20
+    assert [line["reason"] for line in logged] == ["Bad file descriptor"]
+    for sink in sinks:
+        assert sink.received() == FRAME * 4
         sink.close()
 
 

@@ -85,7 +85,7 @@ async def test_crowd_with_like_cursors_reads_the_log_once(settings: Settings, lo
                 assert verdicts((await read(reader, 1))[0]) == {TOPIC: "complete"}
 
         await asyncio.gather(*(come_back() for _ in range(40)))
-        assert fresh.inside._backlog.reads <= 8, "not once for each of forty"
+        assert fresh.inside._backlog.chunks.count <= 8, "not once for each of forty"
 
 
 async def test_trimmed_events_are_a_reset_that_names_the_gap(gateway: Gateway, log: OutputLog) -> None:

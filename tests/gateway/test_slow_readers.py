@@ -217,7 +217,7 @@ async def test_what_is_kept_for_catching_up_drives_nobody_away(settings: Setting
             gateway.inside._relieve(asyncio.get_running_loop().time())
             return [connection.is_closing for connection in gateway.inside.wheel]
 
-        assert gateway.inside._backlog.reads > 0
+        assert gateway.inside._backlog.chunks.count > 0
         assert gateway.call(relieve) == [False, False]
         for one in (first, again, slow):
             one.socket.close()

@@ -40,6 +40,15 @@ async def test_a_message_is_found_wherever_in_a_large_entry_it_is(gateway: Gatew
         assert (await read(reader, 1))[0]["data"]["n"] == 8
 
 
+def unreadable(log: OutputLog, size: int) -> tuple[EntryId, dict[str, bytes]]:
+    """An entry whose message has a position that is none."""
+    entry = log.next_id(shard_of(TOPIC, log.shards))
+    told = Message(TOPIC, "round_end", False, entry.ms, entry.seq, 1, b"x" * size, now_us(), "test")
+    array = msgspec.msgpack.decode(encode_update(Update(1, entry, EntryId(0, 0), now_us(), [told], [])))
+    array[4][0][3] = "no number"
+    return entry, {"u": msgspec.msgpack.encode(array)}
+
+
 @pytest.mark.parametrize("is_large", [False, True])
 async def test_readers_of_an_entry_that_nobody_can_read_are_sent_for_a_reset(
     settings: Settings, log: OutputLog, is_large: bool
@@ -48,16 +57,24 @@ async def test_readers_of_an_entry_that_nobody_can_read_are_sent_for_a_reset(
         async with reading(gateway, "sse", TOPIC) as reader:
             *_, snapshot = await read(reader, 2)
             shard = shard_of(TOPIC, log.shards)
-            entry = log.next_id(shard)
-            data = b"x" * (OUTLINE_BYTES if is_large else 10)
-            told = Message(TOPIC, "round_end", False, entry.ms, entry.seq, 1, data, now_us(), "test")
-            array = msgspec.msgpack.decode(encode_update(Update(1, entry, EntryId(0, 0), now_us(), [told], [])))
-            array[4][0][3] = "no number"
+            entry, fields = unreadable(log, OUTLINE_BYTES if is_large else 10)
             with log.client.pipeline(transaction=True) as pipe:  # both or neither, as the state consumer's script does
-                pipe.xadd(keys.updates(shard), {"u": msgspec.msgpack.encode(array)}, id=str(entry))
+                pipe.xadd(keys.updates(shard), fields, id=str(entry))  # type: ignore[arg-type]
                 pipe.hset(keys.progress(shard), mapping={"last_id": str(entry), "updates_id": str(entry)})
                 pipe.execute()
             assert (await read(reader, 1))[0]["event"] == "bye"
         async with reading(gateway, "sse", TOPIC, cursor=snapshot["id"]) as reader:
             (welcome,) = await read(reader, 1)
             assert welcome["data"]["topics"][TOPIC]["resume"] == "reset"
+
+
+async def test_nobody_is_led_past_an_unreadable_entry_that_is_newer_than_the_log_says(
+    settings: Settings, log: OutputLog
+) -> None:
+    """As after a crash between the two, where a script does not write them as one."""
+    with running_gateway(settings) as gateway:
+        async with reading(gateway, "sse", TOPIC) as reader:
+            await read(reader, 2)
+            entry, fields = unreadable(log, 10)
+            log.client.xadd(keys.updates(shard_of(TOPIC, log.shards)), fields, id=str(entry))  # type: ignore[arg-type]
+            assert (await read(reader, 1))[0]["event"] == "bye"
