@@ -15,6 +15,7 @@ Filling takes a minute or more: with `--data-dir` the data stay there, and the n
 import argparse
 import asyncio
 import http.client
+import itertools
 import random
 import signal
 import statistics
@@ -51,8 +52,16 @@ STARTS_WITHIN_S = 60.0
 SETTLES_S = 3.0
 """What waited while the services started is no delay of theirs."""
 
-LIVE = f"live{time.time_ns()}"
-"""The match being played; a run on data that are kept plays another one."""
+SHARDS = 4
+LONG = "long"
+"""The match that is replayed."""
+
+_NAMES = (f"live{time.time_ns()}-{n}" for n in itertools.count())
+LIVE = next(
+    name for name in _NAMES if shard_of(match_topic(name, "1"), SHARDS) == shard_of(match_topic(LONG, "1"), SHARDS)
+)
+"""The match being played, in the log of the one that is replayed: nothing is archived of a log without entries. A run
+on data that are kept plays another one."""
 
 _FILL = """
 INSERT INTO match_events (shard, stream_epoch, stream_ms, stream_seq, event_id, match_id, map_id, round_no, type,
@@ -72,7 +81,7 @@ async def fill(settings: Settings, rows: int, replay_events: int) -> int:
     """Stored events of many matches and of one long one, in a shard that no writer has; gives the number of matches."""
     await migrate(settings)
     clickhouse = ClickHouse(settings.clickhouse_target, timeout_s=280.0)
-    found = await clickhouse.query("SELECT count() FROM match_events WHERE match_id = 'long'")
+    found = await clickhouse.query(f"SELECT count() FROM match_events WHERE match_id = '{LONG}'")  # noqa: S608
     if found[0][0] == replay_events:  # it is written last
         await clickhouse.close()
         return rows // EVENTS_A_MATCH
@@ -81,13 +90,13 @@ async def fill(settings: Settings, rows: int, replay_events: int) -> int:
     many = _FILL.replace("MATCH", f"concat('m', toString(intDiv(number, {EVENTS_A_MATCH})))")
     for first in range(0, rows, CHUNK_ROWS):
         await clickhouse.command(many, {"base": base, "first": first, "count": min(CHUNK_ROWS, rows - first)})
-    await clickhouse.command(_FILL.replace("MATCH", "'long'"), {"base": base, "first": 0, "count": replay_events})
+    await clickhouse.command(_FILL.replace("MATCH", f"'{LONG}'"), {"base": base, "first": 0, "count": replay_events})
     await clickhouse.close()
     return rows // EVENTS_A_MATCH
 
 
 async def begin_log(settings: Settings) -> None:
-    """A log of four shards."""
+    """A log of `SHARDS` shards, the default."""
     client = connect(settings)
     await identify(client, settings, proposal="bench", now_ms=0)
     await client.aclose()
@@ -96,10 +105,10 @@ async def begin_log(settings: Settings) -> None:
 class Load:
     """Appends events of the match being played at a steady rate, in a thread, and remembers when."""
 
-    def __init__(self, settings: Settings, shards: int, rate: float) -> None:
+    def __init__(self, settings: Settings, rate: float) -> None:
         self.sent_s: list[float] = []
         self._client = redis.Redis.from_url(settings.redis_target)
-        self._shard = shard_of(match_topic(LIVE, "1"), shards)
+        self._shard = shard_of(match_topic(LIVE, "1"), SHARDS)
         self._rate = rate
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
@@ -187,7 +196,7 @@ def replay(port: int, pid: int) -> tuple[int, float, float]:
     before = peak = process.memory_info().rss
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
     started = time.perf_counter()
-    connection.request("GET", "/api/v1/replay/long")
+    connection.request("GET", f"/api/v1/replay/{LONG}")
     answer = connection.getresponse()
     count = 0
     while part := answer.read1(1 << 20):
@@ -228,7 +237,7 @@ def main() -> None:
         asyncio.run(begin_log(settings))
         stack.enter_context(running(archive.run, settings))
         pid = stack.enter_context(running(gateway.run, settings))
-        load = stack.enter_context(Load(settings, 4, options.rate))
+        load = stack.enter_context(Load(settings, options.rate))
         base_url = f"http://127.0.0.1:{settings.gateway_port}"
         _wait(base_url, f"/api/v1/events/{LIVE}")
         _print("queryable", asyncio.run(queryable_ms(settings, load, options.seconds)), QUERYABLE_LIMIT_MS)
