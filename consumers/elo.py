@@ -43,7 +43,7 @@ _INSERT_TIMEOUT_S = 30.0
 _SEND_TIMEOUT_S = 10.0
 _SEND_AT_ONCE = 1000  # events of one body
 
-_NEWEST = "SELECT max((stream_ms, stream_seq, stream_epoch, stream_k)) FROM map_states"
+_NEWEST = "SELECT max((stream_ms, stream_seq, stream_epoch, stream_k)), count() FROM map_states"
 
 _INPUTS = """
 SELECT match_id, map_id, team1, team2, score_team1, score_team2, winner, toUnixTimestamp64Milli(ended_at)
@@ -89,7 +89,7 @@ async def _main(settings: Settings, url: str, follow: bool) -> None:
         async with httpx.AsyncClient(base_url=url, headers=headers, timeout=_SEND_TIMEOUT_S, trust_env=False) as ingest:
             job = Elo(clickhouse, ingest)
             if follow:
-                await _follow(job)
+                await keep_rating(job, http.stop_event())
             else:
                 done = await job.look()
                 print(f"{done.maps} maps rated, {done.rows} ratings new or changed, {done.priors} priors sent")
@@ -97,17 +97,19 @@ async def _main(settings: Settings, url: str, follow: bool) -> None:
         await clickhouse.close()
 
 
-async def _follow(job: "Elo") -> None:
-    stop = http.stop_event()
+async def keep_rating(job: "Elo", stop: asyncio.Event) -> None:
+    """Look every few seconds until `stop` is set, whatever fails."""
     failures = 0
     while not stop.is_set():
         try:
-            await job.look()
+            if await job.is_due():
+                await job.look()
             failures = 0
-        except ArenacastError as error:
+        except Exception as error:  # top of the loop: whatever it is, the next map is rated
             failures += 1
             LOOP_ERRORS.labels("elo").inc()
-            logs.get().warning("not rated", error=str(error))
+            known = isinstance(error, ArenacastError)
+            logs.get().warning("not rated", error=str(error), failures=failures, exc_info=None if known else error)
         try:
             await asyncio.wait_for(stop.wait(), INTERVAL_S + (delay_s(failures, LONGEST_S) if failures else 0.0))
         except TimeoutError:
@@ -120,11 +122,17 @@ class Elo:
     def __init__(self, clickhouse: ClickHouse, ingest: httpx.AsyncClient) -> None:
         self._clickhouse = clickhouse
         self._ingest = ingest
+        self._settled: tuple[object, ...] = ()
+
+    async def is_due(self) -> bool:
+        """Whether a map has changed since a look left nothing to do: one query that reads no row. Raises Retry."""
+        return tuple((await self._clickhouse.query(_NEWEST))[0]) != self._settled
 
     async def look(self) -> Done:
         """Rate what there is, store what changed, send the priors that are missing. Raises Retry or Fatal."""
         # The position first: a map that ends meanwhile then has a newer one, and the next look counts.
-        position = (await self._clickhouse.query(_NEWEST))[0][0]
+        seen = tuple((await self._clickhouse.query(_NEWEST))[0])
+        position = seen[0]
         maps = [FinishedMap(*row) for row in await self._clickhouse.query(_INPUTS)]
         rated, ratings = rate(maps)
         known = {tuple(row[:2]): tuple(row) for row in await self._clickhouse.query(_KNOWN, {"model": MODEL})}
@@ -139,6 +147,7 @@ class Elo:
         ]
         for start in range(0, len(priors), _SEND_AT_ONCE):
             await self._send(priors[start : start + _SEND_AT_ONCE])
+        self._settled = () if priors else seen  # a prior is there when the archive has it; until then it is sent again
         return Done(len(rated), len(rows), len(priors))
 
     async def _insert(self, rows: Sequence[Row]) -> None:

@@ -85,6 +85,9 @@ class Settings(Struct, frozen=True):
     reconcile_interval_s: Seconds = 60.0  # how often log, hot state, raw and aggregates are compared
     reconcile_window_s: Seconds = 900.0  # polls and matches that changed within this; `arenacast reconcile` takes all
 
+    # -- ratings
+    elo: Literal["on", "off"] = "on"  # `up` rates teams and gives live maps a prior (an event of theirs, `win_prior`)
+
     # -- backups
     backup_retention_days: Annotated[float, Meta(gt=0, le=36500)] = 30.0  # older ones go when a new one is complete
 

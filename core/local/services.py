@@ -49,6 +49,9 @@ def stages(settings: Settings, *, is_demo: bool) -> list[list[Service]]:
         ours("ingest", name="ingest", host=writer, port=settings.ingest_port),
         ours("gateway", name="gateway", host=reader, port=settings.gateway_port, stop_within_s=settings.drain_s + 5.0),
     ])  # fmt: skip
+    if settings.elo == "on":  # nobody waits for it: without it predictions start from one half
+        command = python_command("elo", "--follow", "--to", url(writer, settings.ingest_port))
+        result.append([Service("elo", command, environ)])
     if is_demo:
         result.append([Service("demo", python_command("demo", "--to", url(writer, settings.ingest_port)), environ)])
     return result

@@ -7,8 +7,10 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
+from prometheus_client import REGISTRY
 
 from clickhouse.restore import cut_ratings
+from consumers import elo as module
 from consumers.elo import Done, Elo
 from consumers.ratings import MODEL, START, expected
 from consumers.reducers.cs2_map import Cs2Map
@@ -19,6 +21,7 @@ from core.settings import Settings
 from ingest.app import service
 from tests.support.archive_log import ArchiveLog
 from tests.support.reduced_log import ReducedLog
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.redis, pytest.mark.clickhouse]
 
@@ -153,3 +156,42 @@ async def test_an_ingest_that_refuses_is_tried_again(log: ArchiveLog) -> None:
         with pytest.raises(Retry, match="ingest does not answer"):
             await Elo(log.clickhouse, nobody).look()
     assert len(await table(log)) == 1, "the ratings are stored all the same"
+
+
+async def test_following_survives_whatever_fails_and_looks_only_when_maps_have_changed(
+    log: ArchiveLog, elo: Elo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "INTERVAL_S", 0.01)
+    played = ReducedLog(log)
+    played.play_map("m1", WIN, ("A", "B"))
+    await played.archive()
+    looks, look = [], elo.look
+
+    async def failing() -> Done:
+        looks.append(1)
+        if len(looks) == 1:
+            raise ZeroDivisionError("no error of ours")
+        return await look()
+
+    monkeypatch.setattr(elo, "look", failing)
+    stop, errors = asyncio.Event(), failures()
+    task = asyncio.create_task(module.keep_rating(elo, stop))
+
+    async def rated(count: int) -> bool:
+        return len(await table(log)) == count
+
+    await wait_until(lambda: rated(1), 20, "the map is rated")
+    assert failures() == errors + 1
+    done = len(looks)
+    queries = asyncio.get_running_loop().time() + 0.3
+    await wait_until(lambda: asyncio.get_running_loop().time() > queries, 5, "some looks later")
+    assert len(looks) == done == 2, "at rest it asks for the newest map only"
+    played.play_map("m2", WIN, ("A", "C"))
+    await played.archive()
+    await wait_until(lambda: rated(2), 20, "the next map is rated")
+    stop.set()
+    await asyncio.wait_for(task, 5)
+
+
+def failures() -> float:
+    return REGISTRY.get_sample_value("loop_errors_total", {"loop": "elo"}) or 0.0

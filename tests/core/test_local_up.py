@@ -29,7 +29,7 @@ pytestmark = [
 ROOT = Path(__file__).resolve().parents[2]
 STARTS_WITHIN_S = 90.0
 STOPS_WITHIN_S = 60.0
-SERVICES = ["archive", "clickhouse", "gateway", "ingest", "redis", "state"]
+SERVICES = ["archive", "clickhouse", "elo", "gateway", "ingest", "redis", "state"]
 
 
 class Up:
@@ -104,7 +104,7 @@ class Up:
         words = {
             "valkey-server": "redis", "core.cli clickhouse": "clickhouse", "consume state": "state",
             "consume archive": "archive", "core.cli ingest": "ingest", "core.cli gateway": "gateway",
-            "core.cli demo": "demo",
+            "core.cli demo": "demo", "core.cli elo": "elo",
         }  # fmt: skip
         found: dict[str, int] = {}
         for pid, line in descendants(self.pid).items():
