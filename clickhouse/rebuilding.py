@@ -38,13 +38,17 @@ STATEMENT_S = 300.0
 """Bound of one statement, here and in ClickHouse."""
 
 SETTLE_S = 30.0
-"""How long a statement that was told to end may take."""
+"""How long a statement of an earlier attempt may still run while we wait."""
 
 _POLL_S = 0.1
 
 _FENCE = "(SELECT max(number) FROM rebuild_fences WHERE shard = {shard:d} AND log = '{log}')"
 _RUNNING = """query_kind != 'Select' AND position(query, {fence:String}) > 0
 AND current_database = currentDatabase()"""
+
+
+_INSERTING = """query_kind = 'Insert' AND current_database = currentDatabase()
+AND match(Settings['insert_deduplication_token'], {token:String})"""
 
 
 class Attempt(Struct, frozen=True):
@@ -129,6 +133,17 @@ class Rebuilds:
                 raise Retry("a statement of an earlier attempt at aggregates does not end")
             await asyncio.sleep(_POLL_S)
         await self._run("settle", unfinished, ())
+
+    async def inserts_ended(self) -> None:
+        """Wait until no insert of this log is running: one whose owner died, or whose connection broke. What is looked
+        for would come later, and twice, since what is missing goes under another token."""
+        deadline = time.monotonic() + SETTLE_S
+        pattern = rf"^\w+:{self._log}:{self._shard}:"
+        sql = f"SELECT count() FROM system.processes WHERE {_INSERTING}"  # noqa: S608 - our own text
+        while (await self._clickhouse.query(sql, {"token": pattern}))[0][0]:
+            if time.monotonic() > deadline:
+                raise Retry("an earlier insert of this log is still running")
+            await asyncio.sleep(_POLL_S)
 
     async def park(self, request: str, reason: str) -> None:
         """Give a request up."""

@@ -28,8 +28,9 @@ redone: `Stuck`.
 A plan or a commit that Redis lost (it crashed with `appendfsync everysec`, or a lagging replica took over) is such a
 case, so the plan needs no WAITAOF of its own: a lost plan leaves rows beyond the committed position.
 
-Why tokens at all, if one can look? An attempt whose connection broke may still be running when we look. Why the plan?
-Without it a repeat has other boundaries, hence another token, and what arrived of the first attempt is stored twice.
+Why tokens at all, if one can look? An attempt whose connection broke may still be running when we look; where we must
+look, we wait until none is. Why the plan? Without it a repeat has other boundaries, hence another token, and what
+arrived of the first attempt is stored twice.
 """
 
 import asyncio
@@ -293,6 +294,7 @@ class Writer:
                 await self._insert(table, block, plan.token(self._shard, self._log, table.name))
 
     async def _insert_missing(self, plan: Plan, batch: Batch) -> None:
+        await self._rebuilds.inserts_ended()
         attempt = await self._rebuilds.begin()
         for table in TABLES[self._log]:
             rows = table.rows(batch.rows.tables.get(table.name, []))

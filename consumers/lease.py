@@ -88,9 +88,12 @@ class Leases:
             while not stop.is_set():
                 try:
                     await self._round(work)
-                except Retry as error:
+                except Exception as error:  # top of the loop; a lease that is not renewed meanwhile is lost and noticed
                     LOOP_ERRORS.labels("lease").inc()
-                    self._log.warning("leases could not be renewed", error=str(error))
+                    known = isinstance(error, Retry)
+                    self._log.warning(
+                        "leases could not be renewed", error=str(error), exc_info=None if known else error
+                    )
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(stop.wait(), self._ttl_ms / 3000)
         finally:

@@ -8,10 +8,11 @@ import pytest
 
 from clickhouse import comparison, mending
 from clickhouse.client import ClickHouse
-from clickhouse.writer import Writer
+from clickhouse.writer import BATCHES_SAFE, Writer
 from core import keys
 from core.errors import Fenced, Retry
 from tests.support.archive_log import EVERYTHING, SHARDS, ArchiveLog
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.redis, pytest.mark.clickhouse]
 
@@ -138,6 +139,33 @@ async def test_a_statement_that_runs_on_after_its_connection_broke_counts_nothin
     await write(log, writer)
     assert await log.rows("SELECT sum(votes) FROM slow_store") == [(30,)]
     assert "rebuild" not in log.state()
+
+
+async def test_nothing_is_looked_for_while_an_earlier_insert_is_running(log: ArchiveLog) -> None:
+    """Its owner died, and so many batches have passed that its token counts for nothing."""
+    for sql in SLOW:
+        await log.clickhouse.command(sql)
+    log.vote(20)
+    former = log.writer()
+    await former.take_over()
+    batch = await former.read(EVERYTHING)
+    assert batch is not None
+    writing = asyncio.create_task(former.write(batch))
+    running = (
+        "SELECT count() FROM system.processes WHERE Settings['insert_deduplication_token'] LIKE 'votes:events:0:%'"
+    )
+
+    async def is_running() -> bool:
+        return bool((await log.rows(running))[0][0])
+
+    await wait_until(is_running, 10, "the insert runs")
+    writing.cancel()
+    await asyncio.wait([writing])
+    log.sync.hset(keys.archive(1, "events"), "batches", BATCHES_SAFE + 1)
+    owner = log.writer()
+    await owner.take_over()
+    await log.assert_exact()
+    assert await log.rows("SELECT sum(votes) FROM slow_store") == [(20,)]
 
 
 async def test_attempts_go_on_after_redis_was_set_back_behind_a_fence(log: ArchiveLog) -> None:

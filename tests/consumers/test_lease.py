@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 import redis
+from prometheus_client import REGISTRY
 
 from consumers.lease import Leases, Ownership, lease_sources, preferred_owner
 from core import keys, redis_client
@@ -131,4 +132,32 @@ async def test_work_that_swallows_its_cancellation_holds_nobody_up(settings: Set
     await wait_until(lambda: len(tokens) == 2, 5, "acquired anew")
     stop.set()
     await asyncio.wait_for(task, 5)
+    await client.aclose()
+
+
+@pytest.mark.redis
+async def test_an_unexpected_failure_is_survived_and_counted(settings: Settings) -> None:
+    client = redis_client.connect(settings)
+    calls, owned, stop = [], asyncio.Event(), asyncio.Event()
+
+    async def homes() -> dict[int, str]:
+        calls.append(1)
+        if len(calls) == 1:
+            raise ZeroDivisionError("no error of ours")
+        return {}
+
+    async def work(ownership: Ownership) -> None:
+        owned.set()
+        await ownership.stop.wait()
+
+    def failures() -> float:
+        return REGISTRY.get_sample_value("loop_errors_total", {"loop": "lease"}) or 0.0
+
+    before = failures()
+    leases = Leases(Scripts(client, 1, lease_sources()), "job", 1, "only", TTL_S, homes)
+    task = asyncio.create_task(leases.run(work, stop))
+    await asyncio.wait_for(owned.wait(), 10)
+    assert failures() == before + 1
+    stop.set()
+    await asyncio.wait_for(task, 10)
     await client.aclose()
