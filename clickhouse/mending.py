@@ -6,8 +6,9 @@ it is read, and a redo never adds to an aggregate what was counted already; `reb
 comes late.
 
 What cannot be done holds nobody up for long. Requests are tried together, then one by one, further and further apart,
-and batches go on in between; after `TRIES_MAX` attempts a request is parked (`mend_parked:{s}:<log>`, a metric and an
-alarm), until somebody asks again. Its aggregate may lack the poll or match till then, which `reconcile` names.
+and batches go on in between. After `REFUSED_MAX` attempts that ClickHouse refuses, or `TRIES_MAX` whatever the reason,
+a request is parked (`mend_parked:{s}:<log>`, a metric and an alarm), until somebody asks again. Its aggregate may lack
+the poll or match till then, which `reconcile` names.
 """
 
 import asyncio
@@ -24,7 +25,11 @@ from core.metrics import LOOP_ERRORS
 from core.redis_client import Redis, call
 
 AT_ONCE = 200
-TRIES_MAX = 5
+REFUSED_MAX = 5
+TRIES_MAX = 30
+"""About 25 minutes, for what time may mend: a full disk, too little memory. ClickHouse that is away costs one attempt,
+as nothing is tried before it is back; one that dies of the attempt must not do so for ever."""
+
 PAUSE_MAX_S = 60.0
 POLL_S = 0.1
 
@@ -116,10 +121,8 @@ class Mender:
     async def _failed(self, requests: Sequence[str], tries: Mapping[str, int], error: Exception) -> None:
         self._failures += 1
         self._not_before_s = time.monotonic() + min(PAUSE_MAX_S, _PAUSE_MIN_S * 2.0**self._failures)
-        if isinstance(error, Retry) and await self._clickhouse.check():
-            for request in requests:  # ClickHouse is away, which no request is to blame for
-                await call(self._client.hincrby(keys.mend_tries(self._shard, self._log), request, -1))
-        elif len(requests) == 1 and tries[requests[0]] + 1 >= TRIES_MAX:
+        bound = TRIES_MAX if isinstance(error, Retry) else REFUSED_MAX
+        if len(requests) == 1 and tries[requests[0]] + 1 >= bound:
             await self._park(requests[0], str(error))
 
     async def _park(self, request: str, reason: str) -> None:

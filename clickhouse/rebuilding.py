@@ -23,13 +23,14 @@ one for as long as that is there.
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 from msgspec import Struct
 from redis.exceptions import ResponseError
 
 from clickhouse.client import ClickHouse
 from core import keys, logs
-from core.errors import Retry
+from core.errors import Fatal, Retry
 from core.metrics import LOOP_ERRORS
 from core.redis_client import Argument, Redis, Scripts, call, lua
 
@@ -127,8 +128,9 @@ class Rebuilds:
         while await self._is_running():
             if not is_told:
                 log.warning("its statement still runs: told to end")
-                await self._clickhouse.command(f"KILL QUERY WHERE {_RUNNING} ASYNC", {"fence": self._fence})
                 is_told = True
+                with suppress(Fatal):  # a user who may not, waits
+                    await self._clickhouse.command(f"KILL QUERY WHERE {_RUNNING} ASYNC", {"fence": self._fence})
             if time.monotonic() > deadline:
                 raise Retry("a statement of an earlier attempt at aggregates does not end")
             await asyncio.sleep(_POLL_S)

@@ -267,7 +267,9 @@ class BatchReducer:
             # Ingest defines a closed poll only once its definition has expired: the id begins another life. The final
             # state may outlive the definition, as late votes renew its retention.
             self._states[entry.topic] = state = poll_reducer.create(definition, entry.id.ms)
+            self._priors.get(entry.topic, {}).clear()
             self._add("PERSIST", keys.state(self._shard, entry.topic))
+            self._add("PERSIST", keys.definition(self._shard, entry.topic))
         self._poll_changed(entry, state, is_definition=True)
 
     def _open_or_close(self, entry: Entry) -> None:

@@ -7,6 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from consumers.batch import BatchReducer, Decoded, Limits, Outcome, State, decode, topics_needed, voters_needed
+from consumers.reducers.poll import Poll
+from core import keys
 from core.events import Entry, EntryKind
 from core.names import match_topic, poll_topic
 from core.position import EntryId
@@ -51,12 +53,25 @@ def run(entries: list[Entry], cuts: set[int]) -> tuple[dict[str, State], list[Ou
             for topic, voters in voters_needed(batch).items()
         }
         outcome = BatchReducer(0, 1, states, priors, LIMITS, ordinals).reduce(batch)
-        for topic, known in priors.items():
-            stored.setdefault(topic, {}).update(known)
+        for topic in priors.keys() | stored.keys():
+            store(outcome, topic, stored.setdefault(topic, {}))
         ordinals = (outcome.vote_ordinal, outcome.event_ordinal)
         outcomes.append(outcome)
         batch = []
     return states, outcomes
+
+
+def store(outcome: Outcome, topic: str, voters: dict[str, str]) -> None:
+    """What the commands of a batch make of a poll's voters."""
+    for name, key, *words in outcome.commands:
+        if key != keys.voters(0, topic):
+            continue
+        if name == "UNLINK":
+            voters.clear()
+        else:
+            assert name == "HSET"
+            pairs = zip(words[::2], words[1::2], strict=True)
+            voters.update((voter.hex(), str(option)) for voter, option in pairs if isinstance(voter, bytes))
 
 
 actions = st.lists(
@@ -195,3 +210,18 @@ def test_what_a_prediction_took_is_told() -> None:
     _, [outcome] = run(entries, set())
     assert len(outcome.predictions_s) == 2
     assert all(took > 0 for took in outcome.predictions_s)
+
+
+def test_a_poll_defined_after_its_closing_begins_another_life() -> None:
+    """Whoever voted before may vote again, also where both lives are one batch."""
+    steps: list[tuple[Any, ...]] = [
+        ("define", "p1", "first"), ("vote", "p1", "a", "x"), ("close", "p1"), ("vote", "p1", "a", "y"),
+        ("define", "p1", "first"), ("vote", "p1", "b", "x"),
+    ]  # fmt: skip
+    entries = script(steps)
+    for cuts in (set(), {3}, {2, 4}, set(range(len(entries)))):
+        states, outcomes = run(entries, cuts)
+        poll = states[poll_topic("p1")]
+        assert isinstance(poll, Poll)
+        assert (poll.status, poll.applied, poll.voters, poll.rejected) == ("open", 1, 1, {})
+        assert sum(outcome.dead for outcome in outcomes) == 0
