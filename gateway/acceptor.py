@@ -27,11 +27,15 @@ PAUSE_S = 1.0
 class Acceptor:
     """Takes connections from a listening socket; to be closed like an `asyncio.Server`, which leaves them alone."""
 
-    def __init__(self, listener: socket.socket, protocol: Callable[[], asyncio.Protocol]) -> None:
-        """`protocol`: makes one for each connection."""
+    def __init__(
+        self, listener: socket.socket, protocol: Callable[[], asyncio.Protocol], is_crowded: Callable[[], bool]
+    ) -> None:
+        """`protocol`: makes one for each connection. `is_crowded`: whether those inside are so many that nobody else
+        should come in before the next turn of the loop."""
         self._loop = asyncio.get_running_loop()
         self._listener = listener
         self._protocol = protocol
+        self._is_crowded = is_crowded
         self._fd = listener.fileno()
         self._waiting: deque[socket.socket] = deque()
         self._starting: set[asyncio.Task[object]] = set()
@@ -73,8 +77,9 @@ class Acceptor:
             self._let_some_in()
 
     def _let_some_in(self) -> None:
-        for _ in range(min(LET_IN_AT_ONCE, len(self._waiting))):
-            self._let_in()
+        if not self._is_crowded():
+            for _ in range(min(LET_IN_AT_ONCE, len(self._waiting))):
+                self._let_in()
         if self._waiting:
             self._loop.call_soon(self._let_some_in)
 

@@ -116,7 +116,7 @@ async def serve_readers(
         ws=lambda: WebSocket(service),
         backlog=BACKLOG,
     )
-    server = TakeoverServer(config)
+    server = TakeoverServer(config, lambda: service.pace.is_crowded)
     clock = asyncio.create_task(service.run())
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     stopping = asyncio.create_task(stop.wait())

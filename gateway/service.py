@@ -97,15 +97,15 @@ class Service:
         self._buffer_bytes_max = settings.gateway_max_buffer_mb * 1024 * 1024
         self._backlog = Backlog(source, cache_bytes(self._buffer_bytes_max))
         self._past = Past(source, cache_bytes(self._buffer_bytes_max))
-        pace = Pace()
-        self._resumer = Resumer(source, self.hub, self.tails, self._backlog, self._past, pace)
+        self.pace = Pace()
+        self._resumer = Resumer(source, self.hub, self.tails, self._backlog, self._past, self.pace)
         self._feeder = Feeder(
             self.hub,
             self.tails,
             self._backlog,
             self._past,
             self._resumer.state,
-            pace,
+            self.pace,
             chunk_bytes=self.high_water,
             lag_max_s=settings.lag_max_s,
             on_lost=lambda subscriber: subscriber.sink.dismiss(),

@@ -24,6 +24,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from uvicorn.protocols.utils import is_ssl
 
@@ -103,7 +104,11 @@ class TakeoverProtocol(GuardedProtocol):
 
 
 class TakeoverServer(http.Server):
-    """Serves with `TakeoverProtocol`, and accepts connections in our own way."""
+    """Serves with `TakeoverProtocol`, and accepts connections in our own way (`gateway.acceptor`)."""
+
+    def __init__(self, config: Config, is_crowded: Callable[[], bool]) -> None:
+        super().__init__(config)
+        self._is_crowded = is_crowded
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=[])
@@ -111,7 +116,7 @@ class TakeoverServer(http.Server):
         def protocol() -> asyncio.Protocol:
             return TakeoverProtocol(self.config, self.server_state, self.lifespan.state)
 
-        self.servers = [Acceptor(one, protocol) for one in sockets or ()]  # type: ignore[misc]
+        self.servers = [Acceptor(one, protocol, self._is_crowded) for one in sockets or ()]  # type: ignore[misc]
 
 
 def takeover_of(scope: Any) -> Takeover | None:

@@ -45,6 +45,12 @@ def crowd(listener: socket.socket, count: int = CROWD) -> list[socket.socket]:
     return [socket.create_connection(listener.getsockname()) for _ in range(count)]
 
 
+async def turns(count: int) -> None:
+    """Of the loop."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
 def leave(inside: list[Guest], outside: list[socket.socket]) -> None:
     for guest in inside:
         assert isinstance(guest.transport, asyncio.Transport)
@@ -55,7 +61,7 @@ def leave(inside: list[Guest], outside: list[socket.socket]) -> None:
 
 async def test_a_crowd_is_let_in_a_few_per_turn(listener: socket.socket) -> None:
     outside, inside = crowd(listener), list[Guest]()
-    door = Acceptor(listener, lambda: Guest(inside))
+    door = Acceptor(listener, lambda: Guest(inside), lambda: False)
     most = 0
     while len(inside) < CROWD:
         before = len(inside)
@@ -66,10 +72,26 @@ async def test_a_crowd_is_let_in_a_few_per_turn(listener: socket.socket) -> None
     leave(inside, outside)
 
 
+async def test_nobody_is_let_in_while_those_inside_are_a_crowd(listener: socket.socket) -> None:
+    outside, inside, crowded = crowd(listener), list[Guest](), [False]
+    door = Acceptor(listener, lambda: Guest(inside), lambda: crowded[0])
+    while not inside:  # noqa: ASYNC110 - turn by turn
+        await asyncio.sleep(0)
+    crowded[0] = True
+    await turns(5)  # for those who were on the doorstep
+    before = len(inside)
+    await turns(CROWD)
+    assert len(inside) == before < CROWD
+    crowded[0] = False
+    await wait_until(lambda: len(inside) == CROWD)
+    door.close()
+    leave(inside, outside)
+
+
 async def test_whoever_was_accepted_is_let_in_when_the_door_is_closed(listener: socket.socket) -> None:
     """They are told that we shut down; those still in the kernel's queue go with the listener."""
     outside, inside = crowd(listener), list[Guest]()
-    door = Acceptor(listener, lambda: Guest(inside))
+    door = Acceptor(listener, lambda: Guest(inside), lambda: False)
     while not inside:  # noqa: ASYNC110 - turn by turn
         await asyncio.sleep(0)
     door.close()
@@ -85,7 +107,7 @@ async def test_running_out_of_descriptors_is_survived(listener: socket.socket, m
     outside, inside = crowd(listener, 3), list[Guest]()
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(one.fileno() for one in outside) + 1, before[1]))
-        door = Acceptor(listener, lambda: Guest(inside))
+        door = Acceptor(listener, lambda: Guest(inside), lambda: False)
         await wait_until(lambda: door._pause is not None, what="it fails")
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
