@@ -22,5 +22,6 @@ Invariants
 Start reading at `state` (the process), `shard_worker` (the loop of one shard), `batch` (entries → outcome, pure) and
 `reducers`; `lease` for ownership; `archive` for the cold path; `reconcile` (the command and the minute's look),
 `reconciliation` (what is compared), `books` (reading every side as of one position), `log_window` and `locating`
-(where a difference begins), `repairing` and `replaying` (computing anew from raw); `forget` (erasing a voter).
+(where a difference begins), `dead_votes` (what is in raw and in no tally), `repairing` and `replaying` (computing anew
+from raw); `forget` (erasing a voter).
 """
