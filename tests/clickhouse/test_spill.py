@@ -17,8 +17,8 @@ from core.errors import Fenced, Retry
 from core.position import EntryId, parse_entry_id
 from core.redis_client import Scripts
 from core.updates import Prediction
-from tests.clickhouse.test_writer import CrashingWriter, crash
 from tests.support.archive_log import EVERYTHING, ArchiveLog
+from tests.support.crashing_writer import CrashingWriter, crash
 
 pytestmark = [pytest.mark.redis, pytest.mark.clickhouse]
 

@@ -10,58 +10,17 @@ import pytest
 from clickhouse import writer as module
 from clickhouse.client import ClickHouse
 from clickhouse.reading import Limits, Stuck
-from clickhouse.tables import VOTES, Block, Table
-from clickhouse.writer import BATCHES_SAFE, Batch, Plan, Writer
+from clickhouse.tables import VOTES
+from clickhouse.writer import Plan
 from core import keys
 from core.errors import ArenacastError, Fenced, Retry
-from core.position import EntryId, parse_entry_id
-from core.updates import MapState, PollState, Prediction, Round
+from core.position import parse_entry_id
 from tests.support.archive_log import EVERYTHING, ArchiveLog
+from tests.support.crashing_writer import crash
 
 pytestmark = [pytest.mark.redis, pytest.mark.clickhouse]
 
 MONTH_US = 31 * 24 * 3600 * 1_000_000
-
-
-class Crash(Exception):
-    """Ends a writer where a kill would."""
-
-
-class CrashingWriter(Writer):
-    """Ends before or after one step."""
-
-    crash_at = ""
-
-    async def _plan(self, plan: Plan) -> bytes:
-        self._reach("before plan")
-        text = await super()._plan(plan)
-        self._reach("after plan")
-        return text
-
-    async def _insert(self, table: Table, rows: Block, token: str) -> None:
-        await super()._insert(table, rows, token)
-        self._reach("between inserts")
-
-    async def _commit(self, plan: Plan, text: bytes, batch: Batch) -> None:
-        self._reach("before commit")
-        await super()._commit(plan, text, batch)
-        self._reach("after commit")
-
-    def _reach(self, point: str) -> None:
-        if point == self.crash_at:
-            raise Crash(point)
-
-
-async def crash(log: ArchiveLog, point: str) -> None:
-    """Write one batch, and end at a point of the protocol."""
-    writer = log.writer(kind=CrashingWriter)
-    assert isinstance(writer, CrashingWriter)
-    writer.crash_at = point
-    await writer.take_over()
-    batch = await writer.read(EVERYTHING)
-    assert batch is not None
-    with pytest.raises(Crash):
-        await writer.write(batch)
 
 
 async def test_votes_and_events_of_one_log_reach_their_tables(log: ArchiveLog) -> None:
@@ -127,7 +86,7 @@ async def test_a_torn_insert_is_completed(log: ArchiveLog) -> None:
     log.vote(6)
     log.vote(4, received_us=now_us - MONTH_US)
     await crash(log, "after plan")
-    plan = msgspec.json.decode(log.state()["inflight"], type=Plan)
+    plan = log.plan()
     batch = await log.writer()._rebuild(plan)
     at = VOTES.columns.index("received_at")
     older = [
@@ -154,7 +113,7 @@ async def test_two_attempts_at_once_are_stored_once(log: ArchiveLog) -> None:
     """An attempt whose answer was lost may still run when the next one is sent."""
     log.vote(200)
     await crash(log, "after plan")
-    plan = msgspec.json.decode(log.state()["inflight"], type=Plan)
+    plan = log.plan()
     writer = log.writer()
     batch = await writer._rebuild(plan)
     await asyncio.gather(*(writer._insert_all(plan, batch) for _ in range(4)))
@@ -164,10 +123,7 @@ async def test_two_attempts_at_once_are_stored_once(log: ArchiveLog) -> None:
 
 async def test_a_former_owner_can_neither_plan_nor_commit_nor_insert(log: ArchiveLog) -> None:
     log.vote(3)
-    writer = log.writer()
-    await writer.take_over()
-    batch = await writer.read(EVERYTHING)
-    assert batch is not None
+    writer, batch = await log.taken_over()
     log.own()
     with pytest.raises(Fenced):
         await writer.write(batch)
@@ -179,10 +135,7 @@ async def test_a_former_owner_can_neither_plan_nor_commit_nor_insert(log: Archiv
 
 async def test_nothing_is_planned_over_a_plan_in_flight(log: ArchiveLog) -> None:
     log.vote(3)
-    writer = log.writer()
-    await writer.take_over()
-    batch = await writer.read(EVERYTHING)
-    assert batch is not None
+    writer, batch = await log.taken_over()
     plan = Plan("0-0", "1-0", "2-0", 2, 0, 1, 1, 0)
     text = await writer._plan(plan)
     with pytest.raises(Retry, match="a plan is in flight"):
@@ -192,10 +145,7 @@ async def test_nothing_is_planned_over_a_plan_in_flight(log: ArchiveLog) -> None
 
 async def test_nothing_is_planned_from_another_position(log: ArchiveLog) -> None:
     log.vote(3)
-    writer = log.writer()
-    await writer.take_over()
-    batch = await writer.read(EVERYTHING)
-    assert batch is not None
+    writer, batch = await log.taken_over()
     await log.archive()
     log.sync.set(keys.fence(0, "archive"), writer._token)  # as if a fencing token could repeat
     with pytest.raises(Retry, match="the position is not 0-0"):
@@ -205,10 +155,7 @@ async def test_nothing_is_planned_from_another_position(log: ArchiveLog) -> None
 
 async def test_only_the_plan_in_flight_can_be_committed(log: ArchiveLog) -> None:
     log.vote(3)
-    writer = log.writer()
-    await writer.take_over()
-    batch = await writer.read(EVERYTHING)
-    assert batch is not None
+    writer, batch = await log.taken_over()
     plan = Plan("0-0", str(batch.first), str(batch.last), 3, batch.crc, batch.epoch, 1, 0)
     await writer._plan(plan)
     with pytest.raises(Retry, match="this plan is not in flight"):
@@ -218,10 +165,7 @@ async def test_only_the_plan_in_flight_can_be_committed(log: ArchiveLog) -> None
 
 async def test_a_paused_owner_is_refused_at_its_commit(log: ArchiveLog) -> None:
     log.vote(3)
-    writer = log.writer()
-    await writer.take_over()
-    batch = await writer.read(EVERYTHING)
-    assert batch is not None
+    writer, batch = await log.taken_over()
     plan = Plan("0-0", str(batch.first), str(batch.last), 3, batch.crc, batch.epoch, 1, 0)
     text = await writer._plan(plan)
     await writer._insert_all(plan, batch)
@@ -250,7 +194,7 @@ async def test_entries_that_changed_under_a_plan_stop_the_log(log: ArchiveLog) -
 async def test_a_plan_with_another_checksum_stops_the_log(log: ArchiveLog) -> None:
     log.vote(5)
     await crash(log, "after plan")
-    plan = msgspec.json.decode(log.state()["inflight"], type=Plan)
+    plan = log.plan()
     other = msgspec.structs.replace(plan, crc=plan.crc ^ 1)
     log.sync.hset(keys.archive(0, "events"), "inflight", msgspec.json.encode(other))
     with pytest.raises(Stuck, match="CRC"):
@@ -260,7 +204,7 @@ async def test_a_plan_with_another_checksum_stops_the_log(log: ArchiveLog) -> No
 async def test_a_plan_of_another_schema_is_left_to_its_version(log: ArchiveLog) -> None:
     log.vote(5)
     await crash(log, "after plan")
-    plan = msgspec.json.decode(log.state()["inflight"], type=Plan)
+    plan = log.plan()
     other = msgspec.structs.replace(plan, schema=99)
     log.sync.hset(keys.archive(0, "events"), "inflight", msgspec.json.encode(other))
     with pytest.raises(Stuck, match="schema 99"):
@@ -317,10 +261,7 @@ async def test_a_batch_lies_within_one_epoch(log: ArchiveLog) -> None:
 
 async def test_a_new_incarnation_of_redis_is_taken_over_before_anything_is_planned(log: ArchiveLog) -> None:
     log.vote(3)
-    writer = log.writer()
-    await writer.take_over()
-    batch = await writer.read(EVERYTHING)
-    assert batch is not None
+    writer, batch = await log.taken_over()
     newer = int(log.sync.hget(keys.epochs(0), "now")) + 1
     log.sync.hset(keys.epochs(0), mapping={"now": newer, str(newer): "9999999999999-0"})
     with pytest.raises(Retry, match="a new epoch began"):
@@ -329,57 +270,6 @@ async def test_a_new_incarnation_of_redis_is_taken_over_before_anything_is_plann
     await writer.take_over()
     await writer.write(batch)
     await log.assert_exact()
-
-
-async def test_a_commit_lost_by_redis_does_not_duplicate(log: ArchiveLog) -> None:
-    """Redis rolled back behind a commit: rows are there that no plan explains, under tokens nobody knows."""
-    log.vote(10)
-    await log.archive(limits=Limits(4, 2**30))
-    log.sync.delete(keys.archive(0, "events"))
-    log.vote(5)
-    await log.archive(limits=Limits(7, 2**30))
-    await log.assert_exact()
-
-
-async def test_a_torn_insert_whose_plan_was_lost_is_completed_and_its_aggregate_computed_anew(log: ArchiveLog) -> None:
-    log.vote(6, "p1")
-    log.vote(6, "p2")
-    await log.archive()
-    log.sync.delete(keys.archive(0, "events"))
-    await log.clickhouse.command("DELETE FROM votes WHERE poll_id = 'p2' AND option_id = 'a'")
-    await log.clickhouse.command("TRUNCATE TABLE votes_per_minute_store")
-    await log.archive()
-    await log.assert_exact()
-
-
-async def test_an_aggregate_can_be_computed_anew_more_than_once(log: ArchiveLog) -> None:
-    """The second time its rows are equal to those of the first, and must not be taken for a repeat."""
-    log.vote(6)
-    await log.archive()
-    for _ in range(2):
-        log.sync.delete(keys.archive(0, "events"))
-        await log.archive()
-        await log.assert_exact()
-
-
-async def test_a_redo_that_may_be_forgotten_looks_instead_of_trusting_its_token(log: ArchiveLog) -> None:
-    log.vote(8)
-    await crash(log, "before commit")
-    for table in ("votes", "votes_per_minute_store"):  # other inserts pushed the token out of the window
-        await log.clickhouse.command(f"ALTER TABLE {table} MODIFY SETTING non_replicated_deduplication_window = 0")
-        await log.clickhouse.command(f"ALTER TABLE {table} MODIFY SETTING non_replicated_deduplication_window = 10000")
-    log.sync.hincrby(keys.archive(1, "events"), "batches", BATCHES_SAFE)
-    await log.archive()
-    await log.assert_exact()
-
-
-async def test_the_same_forgotten_token_would_duplicate_without_looking(log: ArchiveLog) -> None:
-    """Negative control of the test above."""
-    log.vote(8)
-    await crash(log, "before commit")
-    await log.clickhouse.command("ALTER TABLE votes MODIFY SETTING non_replicated_deduplication_window = 0")
-    with pytest.raises(Stuck, match="votes lacks 0 and repeats 8"):
-        await log.archive()
 
 
 async def test_the_scripts_work_above_the_memory_limit(log: ArchiveLog) -> None:
@@ -400,10 +290,7 @@ async def test_the_scripts_work_above_the_memory_limit(log: ArchiveLog) -> None:
 
 async def test_clickhouse_away_is_a_retry_and_exact_afterwards(log: ArchiveLog, free_port: object) -> None:
     log.vote(5)
-    writer = log.writer()
-    await writer.take_over()
-    batch = await writer.read(EVERYTHING)
-    assert batch is not None
+    writer, batch = await log.taken_over()
     there = writer._clickhouse
     writer._clickhouse = ClickHouse(f"http://127.0.0.1:{free_port()}/x")  # type: ignore[operator]
     with pytest.raises(Retry):
@@ -423,112 +310,6 @@ async def test_a_failing_view_holds_the_log_until_it_is_mended(log: ArchiveLog) 
     await log.clickhouse.command("RENAME TABLE elsewhere TO votes_per_minute_store")
     await log.archive()
     await log.assert_exact()
-
-
-def a_round(ms: int, round_no: int, winner: str, *, is_void: bool = False, k: int = 2, seq: int = 0) -> Round:
-    return Round(ms, seq, k, "m", "1", round_no, winner, "r", ms, 0, is_void, ms)  # type: ignore[arg-type]
-
-
-async def test_derived_facts_reach_their_tables_and_views_show_the_newest(log: ArchiveLog) -> None:
-    log.update(
-        "30-0",
-        PollState(10, 0, 1, "p", "open", "T", "first", "m", {"a": "A", "b": "B"}, 10),
-        a_round(20, 1, "team1"),
-        MapState(20, 0, 2, "m", "1", "de_dust2", "live", "", 1, "A", "B", 1, 0, 20),
-        Prediction(20, 0, 3, "m", "1", 1, 0.625, "mr12", 20),
-        a_round(30, 2, "team1"),
-    )
-    log.update(
-        "60-0",
-        a_round(40, 1, "team2"),  # corrects round 1
-        a_round(50, 2, "team1", is_void=True),  # takes round 2 back
-        MapState(50, 0, 2, "m", "1", "de_dust2", "finished", "team2", 1, "A", "B", 0, 13, 50),
-        a_round(60, 3, "team1", is_void=True),  # one event withdraws round 3 and announces it anew
-        a_round(60, 3, "team2"),
-    )
-    await log.archive("updates")
-    assert await log.rows("SELECT round_no, winner, score_team1 FROM round_metrics ORDER BY round_no") == [
-        (1, "team2", 40),
-        (3, "team2", 60),
-    ]
-    assert await log.rows("SELECT map_name, status, winner, score_team1, score_team2 FROM map_metrics") == [
-        ("de_dust2", "finished", "team2", 0, 13)
-    ]
-    assert await log.rows("SELECT round_no, p_team1, model FROM predictions") == [(1, 0.625, "mr12")]
-    assert await log.rows("SELECT poll_id, status, options FROM poll_states") == [("p", "open", {"a": "A", "b": "B"})]
-    assert await log.rows("SELECT count() FROM rounds") == [(6,)]
-
-
-async def test_a_late_insert_of_an_older_result_does_not_win(log: ArchiveLog) -> None:
-    """Order of the log decides, not order of arrival."""
-    log.update("20-0", a_round(20, 1, "team1"))
-    await log.archive("updates")
-    await log.clickhouse.command(
-        "INSERT INTO rounds SELECT * REPLACE (toUInt64(10) AS stream_ms, 'team2' AS winner) FROM rounds",
-        settings={"async_insert": 0, "insert_deduplication_token": "late"},
-    )
-    assert await log.rows("SELECT winner FROM round_metrics") == [("team1",)]
-
-
-async def test_facts_that_a_rolled_back_consumer_gives_again_are_stored_once(log: ArchiveLog) -> None:
-    """The same inputs under another epoch and with other batch boundaries."""
-    facts = [Prediction(ms, 0, 3, "m", "1", ms, 0.5, "mr12", ms) for ms in (10, 20, 30)]
-    rounds = [a_round(ms, ms, "team1") for ms in (10, 20, 30)]
-    log.update("20-0", *facts[:2], *rounds[:2])
-    log.update("30-0", facts[2], rounds[2])
-    await log.archive("updates")
-    log.sync.delete(keys.archive(0, "updates"), keys.updates(0))
-    log.update("30-0", *facts, *rounds, epoch=2)
-    log.update("40-0", Prediction(40, 0, 3, "m", "1", 40, 0.5, "mr12", 40), epoch=2)
-    await log.archive("updates")
-    assert await log.rows("SELECT round_no FROM predictions ORDER BY 1") == [(10,), (20,), (30,), (40,)]
-    assert await log.rows("SELECT count(), (SELECT count() FROM round_metrics) FROM rounds") == [(3, 3)]
-
-
-async def test_facts_whose_inputs_were_lost_do_not_disturb_a_redo(log: ArchiveLog) -> None:
-    """Rows of a rolled back past may lie between those of a plan: neither missing nor repeated."""
-    log.update("15-0", Prediction(15, 0, 3, "m", "1", 15, 0.5, "mr12", 15))
-    await log.archive("updates")
-    log.sync.delete(keys.archive(0, "updates"), keys.updates(0))
-    log.update("20-0", *(Prediction(ms, 0, 3, "m", "1", ms, 0.5, "mr12", ms) for ms in (10, 20)), epoch=2)
-    writer = log.writer("updates", CrashingWriter)
-    assert isinstance(writer, CrashingWriter)
-    writer.crash_at = "before commit"
-    await writer.take_over()
-    writer._careful_until = EntryId(0, 0)
-    batch = await writer.read(EVERYTHING)
-    assert batch is not None
-    with pytest.raises(Crash):
-        await writer.write(batch)
-    await log.archive("updates")
-    assert await log.rows("SELECT round_no FROM predictions ORDER BY 1") == [(10,), (15,), (20,)]
-
-
-async def test_a_new_log_is_not_taken_for_one_that_was_rolled_back(log: ArchiveLog) -> None:
-    """Redis lost altogether while ClickHouse has all its rows: the new log's entries are all new."""
-    log.vote(4)
-    await log.archive()
-    log.sync.delete(keys.archive(0, "events"), keys.events(0))
-    log.vote(3)
-    writer = log.writer()
-    await writer.take_over()
-    batch = await writer.read(EVERYTHING)
-    assert batch is not None
-    assert batch.first > writer._careful_until
-    await writer.write(batch)
-    await log.assert_exact()
-
-
-async def test_voters_are_counted_exactly_and_once_in_a_minute(log: ArchiveLog) -> None:
-    for option in "aab":
-        body = {"event_id": f"x{option}{log.votes}", "poll_id": "p", "option": option, "voter": "00" * 8}
-        log.log_writer.append("vote", "poll.p", body)
-        log.votes += 1
-    await log.archive()
-    assert await log.rows("SELECT option_id, sum(votes), max(voters) FROM votes_per_minute GROUP BY 1 ORDER BY 1") == [
-        ("a", 2, 1),
-        ("b", 1, 1),
-    ]
 
 
 def test_a_token_names_exactly_these_entries() -> None:

@@ -3,12 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import redis
 
 from clickhouse.client import ClickHouse
 from clickhouse.reading import Limits, Log
 from clickhouse.segments import Shelf
-from clickhouse.writer import Writer, writer_sources
+from clickhouse.writer import Batch, Plan, Writer, writer_sources
 from core import keys
 from core.digest import MASK, vote_hash
 from core.events import header
@@ -64,6 +65,18 @@ class ArchiveLog:
         """A writer that owns shard 0."""
         number = self.own() if token is None else token
         return kind(self.client, self.scripts, self.clickhouse, SHARDS, 0, log, number, self.shelf)
+
+    async def taken_over(self) -> tuple[Writer, Batch]:
+        """A writer that has taken the input log over, and the batch that it would write."""
+        writer = self.writer()
+        await writer.take_over()
+        batch = await writer.read(EVERYTHING)
+        assert batch is not None, "there is nothing to archive"
+        return writer, batch
+
+    def plan(self) -> Plan:
+        """The plan in flight of the input log."""
+        return msgspec.json.decode(self.state()["inflight"], type=Plan)
 
     async def archive(self, log: Log = "events", limits: Limits = EVERYTHING) -> Writer:
         """Take a log over and write all there is."""
