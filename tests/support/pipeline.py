@@ -154,6 +154,15 @@ class Pipeline:
         }
         self._environ = environ
 
+    def add_archive(self) -> None:
+        """Start one more archive process, named archive2."""
+        settings = msgspec.structs.replace(self.settings, archive_metrics_port=free_port())
+        self._processes["archive2"] = Process(
+            "archive2", python_command("consume", "archive"), python_environment(environment(settings, os.environ)),
+            _answers(f"http://127.0.0.1:{settings.archive_metrics_port}/readyz"),
+        )  # fmt: skip
+        self["archive2"].start()
+
     def __getitem__(self, name: str) -> Process:
         return self._processes[name]
 
