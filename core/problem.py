@@ -36,6 +36,10 @@ class _Body(Struct):
     errors: Sequence[ItemError] | UnsetType = UNSET
 
 
+_RENAMED = {413: "Content Too Large", 422: "Unprocessable Content"}
+"""As RFC 9110 has them, and Python from 3.13 on: what we answer does not depend on the Python we run on."""
+
+
 class Problem(ArenacastError):
     """An answer other than success. Raise it anywhere in a request."""
 
@@ -56,7 +60,7 @@ class Problem(ArenacastError):
     @property
     def title(self) -> str:
         """The status in words."""
-        return HTTPStatus(self.status).phrase
+        return _RENAMED.get(self.status) or HTTPStatus(self.status).phrase
 
     @property
     def body(self) -> bytes:

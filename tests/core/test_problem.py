@@ -44,7 +44,7 @@ async def test_problem_is_rfc_9457(client: httpx.AsyncClient) -> None:
     assert answer.headers["X-A"] == "b"
     assert answer.json() == {
         "type": "about:blank",
-        "title": "Unprocessable Entity",
+        "title": "Unprocessable Content",
         "status": 422,
         "detail": "two of three",
         "errors": [{"index": 1, "path": "$.option", "reason": "unknown option"}],

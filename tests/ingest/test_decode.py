@@ -70,7 +70,7 @@ def test_unknown_keys_are_ignored_and_of_duplicate_keys_the_last_wins() -> None:
         b'{"event_id": Infinity}',
         b"[" * 100_000,
         b'{"x":' * 100_000,
-        b'{"event_id": "e", "x": ' + b"[" * 5000 + b"]" * 5000 + b"}",
+        b'{"event_id": "e", "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
     ],
 )
 @pytest.mark.parametrize("media", ["json", "ndjson"])
