@@ -131,7 +131,10 @@ def _stand() -> Iterator[tuple[Stand, Ground]]:
         os.sched_setaffinity(0, {where.client_core})  # us, the publisher and Redis: beside the client
         with embedded_redis(settings):
             (redis,) = psutil.Process().children()
-            yield Stand(client, redis.pid, where), Ground(home, floor, settings.redis_socket, where, descriptors)
+            yield (
+                Stand(client, redis.pid, settings.redis_socket, where),
+                Ground(home, floor, settings.redis_socket, where, descriptors),
+            )
 
 
 def _memory(stand: Stand, ground: Ground, names: Sequence[Name], work: Plan) -> list[dict[str, Any]]:

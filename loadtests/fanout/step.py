@@ -2,6 +2,9 @@
 
 import time
 from pathlib import Path
+from typing import Any
+
+import redis
 
 from loadtests.fanout import usage
 from loadtests.fanout.client import Client
@@ -17,14 +20,18 @@ BUSY_MAX = 0.9
 """Above this share of its core the measuring side may be what limits the result."""
 
 LATE_MAX_MS = 20.0
+STALL_MIN_MS = 5
+"""A call for the disk of Redis' log that takes longer is remembered."""
 
 
 class Stand:
     """Where servers are put to the test."""
 
-    def __init__(self, client: Path, redis_pid: int, placement: Placement) -> None:
+    def __init__(self, client: Path, redis_pid: int, redis_socket: Path, placement: Placement) -> None:
         self._client = client
         self._redis_pid = redis_pid
+        self._redis = redis.Redis(unix_socket_path=str(redis_socket))
+        self._redis.config_set("latency-monitor-threshold", STALL_MIN_MS)
         self.placement = placement
 
     def measure(self, peer: Peer, point: Point, window_s: float) -> Measured:
@@ -35,10 +42,12 @@ class Stand:
             try:
                 time.sleep(WARM_UP_S)
                 client.report()
+                self._redis.latency_reset()
                 before = self._clocks(peer, publisher)
                 time.sleep(window_s)
                 report = client.report()
                 after = self._clocks(peer, publisher)
+                stall_ms = self._stall_ms()
             finally:
                 publisher.finish()
         wall_s, server_s, redis_s, busy_s, publisher_s, sent = (b - a for a, b in zip(before, after, strict=True))
@@ -58,6 +67,7 @@ class Stand:
             client_busy=report.cpu_s / report.seconds,
             measuring_busy=measuring_s / wall_s,
             redis_busy=redis_s / wall_s,
+            stall_ms=stall_ms,
             others_busy=max(0.0, busy_s - server_s - measuring_s) / wall_s,
             is_client_bound=measuring_s / wall_s > BUSY_MAX or publisher.late_ms > LATE_MAX_MS,
         )
@@ -75,6 +85,11 @@ class Stand:
         """The subscribers of a load, without anybody who publishes."""
         path = peer.path(point.transport, point.variant)
         return Client(self._client, peer.port, path, point.transport, point.subscribers, self.placement)
+
+    def _stall_ms(self) -> int:
+        """The longest that Redis waited for its log's disk (`appendfsync always`); 0 below `STALL_MIN_MS`."""
+        found: Any = self._redis.latency_latest()
+        return max((longest for name, _at, _last, longest, *_ in found if name.startswith(b"aof-")), default=0)
 
     def _clocks(self, peer: Peer, publisher: Publisher) -> tuple[float, float, float, float, float, float]:
         redis_s = usage.cpu_s(self._redis_pid)

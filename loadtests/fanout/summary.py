@@ -26,6 +26,7 @@ class Measured(Struct):
     client_busy: float
     measuring_busy: float
     redis_busy: float
+    stall_ms: int
     others_busy: float
     is_client_bound: bool
 
@@ -81,6 +82,7 @@ class Row(Struct, frozen=True):
     per_read: float
     server_busy: float
     others_busy: float
+    stall_ms: int
     disordered: int
     lost: int
     is_client_bound: bool
@@ -106,6 +108,7 @@ def rows(rounds: Sequence[dict[str, Measured]]) -> list[Row]:
                 per_read=median(each.per_read for each in own),
                 server_busy=median(each.server_busy for each in own),
                 others_busy=median(each.others_busy for each in own),
+                stall_ms=max(each.stall_ms for each in own),
                 disordered=sum(each.disordered for each in own),
                 lost=sum(each.lost for each in own),
                 is_client_bound=any(each.is_client_bound for each in own),

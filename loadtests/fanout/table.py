@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from loadtests.fanout.peers import OURS
 from loadtests.fanout.plan import Point
 from loadtests.fanout.summary import Row
 from loadtests.fanout.usage import Memory
@@ -13,6 +14,9 @@ NAMES = {
     "nchan": "nchan",
     "starlette": "Starlette + queues",
 }
+
+STALL_MAX_MS = 10
+"""Longer waits of Redis for its disk are in the latencies of whoever reads from it."""
 
 ARRIVED_MIN = 0.97
 """Below this a server did not keep up: for lack of CPU when it is saturated, else because others had its core."""
@@ -54,6 +58,8 @@ def notes(row: Row) -> str:
         found.append("THE CLIENT IS THE BOTTLENECK")
     if row.others_busy > 0.2:
         found.append(f"others used {row.others_busy:.0%} of a core")
+    if row.stall_ms > STALL_MAX_MS and row.peer in OURS:
+        found.append(f"the log's disk was away for up to {row.stall_ms} ms")
     if row.disordered:
         found.append(f"{row.disordered} out of order")
     if row.lost:

@@ -15,7 +15,7 @@ def measured(peer: str = "arenacast", *, cpu_s: float = 0.1, latency_us: int = 1
     return Measured(
         peer=peer, point=point, seconds=1.0, published=100, delivered=delivered, cpu_s=cpu_s,
         histogram=[(latency_us, delivered)], disordered=0, lost=0, reads=1, bytes=1, client_busy=0.1,
-        measuring_busy=0.2, redis_busy=0.05, others_busy=0.0, is_client_bound=False,
+        measuring_busy=0.2, redis_busy=0.05, stall_ms=0, others_busy=0.0, is_client_bound=False,
     )  # fmt: skip
 
 
@@ -72,10 +72,13 @@ def test_a_server_that_delivered_nothing_spoils_no_table() -> None:
 
 
 def test_a_row_tells_what_spoiled_it() -> None:
-    spoiled = msgspec.structs.replace(measured(cpu_s=0.99), is_client_bound=True, disordered=2, lost=3, others_busy=0.5)
+    spoiled = msgspec.structs.replace(
+        measured(cpu_s=0.99), is_client_bound=True, disordered=2, lost=3, others_busy=0.5, stall_ms=70
+    )
     (row,) = rows([{"arenacast": spoiled}])
     notes = table.notes(row)
     (starved,) = rows([{"floor": measured("floor", arrived=0.2)}])
     assert "STARVED" in table.notes(starved)
-    for word in ("saturated", "CLIENT IS THE BOTTLENECK", "others used 50%", "2 out of order", "3 connections lost"):
+    words = "saturated", "CLIENT IS THE BOTTLENECK", "others used 50%", "70 ms", "2 out of order", "3 connections lost"
+    for word in words:
         assert word in notes
