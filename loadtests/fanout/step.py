@@ -41,8 +41,8 @@ class Stand:
             publisher.start()
             try:
                 time.sleep(WARM_UP_S)
+                self._redis.latency_reset()  # waits for a stall that is under way
                 client.report()
-                self._redis.latency_reset()
                 before = self._clocks(peer, publisher)
                 time.sleep(window_s)
                 report = client.report()
