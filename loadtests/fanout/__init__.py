@@ -28,7 +28,8 @@ Invariants
     * Latency runs from just before the message is handed to the publishing socket to the return of the client's recv().
     * CPU is what the kernel charged to all threads of the server (TCP's work in send() and the loopback included), over
       the messages the client received meanwhile.
-    * Where the client's core is the bottleneck, the result says so; and how much others used of the machine.
+    * Where the client's core is the bottleneck, the result says so; and how much others used of the machine, and how
+      long Redis waited for the disk of its log: that is in our latencies, and no server's CPU.
 
 What the comparison leaves out, in whose favour: the floor gets frames made for it and keeps nothing (its favour), ours
 reads them from Redis, numbers them, and keeps them for resuming; our messages are 294 bytes on the wire, nchan's 226
