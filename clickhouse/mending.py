@@ -77,20 +77,20 @@ class Mender:
         self._failures = 0
         self._not_before_s = 0.0
 
-    async def mend(self) -> None:
-        """One attempt at some of what was asked for, if it is time. Raises what made it fail; then the log has to be
-        taken over again."""
+    async def mend(self) -> bool:
+        """One attempt at some of what was asked for, if it is time; whether there was one. Raises what made it fail;
+        then the log has to be taken over again."""
         name = keys.mend(self._shard, self._log)
         asked: list[bytes] = await call(self._client.srandmember(name, AT_ONCE))
         if not asked or time.monotonic() < self._not_before_s:
-            return
+            return False
         requests = sorted(request.decode() for request in asked)
         counts = await call(self._client.hmget(keys.mend_tries(self._shard, self._log), requests))
         tries = {request: int(count or 0) for request, count in zip(requests, counts, strict=True)}
         for request, count in tries.items():
             if count >= TRIES_MAX:  # its attempts did not even end
                 await self._park(request, "its attempts did not come to an end")
-                return
+                return True
         chosen = _together(tries)
         try:
             await self._attempt(chosen)
@@ -100,6 +100,7 @@ class Mender:
             await self._failed(chosen, tries, error)
             raise
         self._failures = 0
+        return True
 
     async def _attempt(self, requests: Sequence[str]) -> None:
         known: Mapping[str, comparison.Comparable] = {

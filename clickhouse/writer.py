@@ -262,9 +262,10 @@ class Writer:
             entries, is_full = entries[: rows.used], True
         return Batch(entries, await asyncio.to_thread(checksum, entries), epoch, rows, is_full)
 
-    async def mend(self) -> None:
-        """Compute the aggregates anew that somebody asked for (`mending`). Between two batches, like `read`."""
-        await self._mender.mend()
+    async def mend(self) -> bool:
+        """Compute some of the aggregates anew that somebody asked for (`mending`); whether there were any. Between two
+        batches, like `read`."""
+        return await self._mender.mend()
 
     async def write(self, batch: Batch) -> None:
         """Plan, insert, commit."""

@@ -111,9 +111,9 @@ class Follower:
         is_behind = False
         while not self._stop.is_set():
             async with self._slots:
-                await self._writer.mend()
+                has_mended = await self._writer.mend()
             if not is_behind:
-                if not await self._entries_wait():
+                if not await self._entries_wait(1 if has_mended else READ_BLOCK_MS):  # there may be more to mend
                     continue
                 await self._pause(self._linger_s)
             async with self._slots:
@@ -145,10 +145,10 @@ class Follower:
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
 
-    async def _entries_wait(self) -> bool:
-        """Whether there are entries beyond the committed one; waits for a while, or until we are to stop."""
+    async def _entries_wait(self, block_ms: int) -> bool:
+        """Whether there are entries beyond the committed one; waits for so long, or until we are to stop."""
         reading = asyncio.ensure_future(
-            call(self._client.xread({self.stream: self.committed}, count=1, block=READ_BLOCK_MS))
+            call(self._client.xread({self.stream: self.committed}, count=1, block=block_ms))
         )
         stopping = asyncio.ensure_future(self._stop.wait())
         try:
