@@ -6,7 +6,8 @@
     python -m loadtests.fanout --only arenacast,floor --transports sse --parts headline
     python -m loadtests.fanout.storm          a crowd that comes back at once, below a minute
 
-On a machine that others use too, `chrt -r 5` before it (as root) keeps them off the cores while something is measured.
+On a machine that others use too, `chrt -r 5` before it (as root) keeps them off the cores while something is measured
+(not the storm: its two clients would take turns of 100 ms). It does not keep them off the disk of Redis' log.
 
 Enters    messages of 200 bytes of data, published one by one at an even rate
 Leaves    a table of ratios within this run, and the same as JSON in `loadtests/results/fanout/`
