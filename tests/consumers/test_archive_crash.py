@@ -43,7 +43,7 @@ class Archiver:
 
     async def dies(self) -> int:
         """Its exit code."""
-        return await asyncio.to_thread(self.process.wait, 20.0)
+        return await asyncio.to_thread(self.process.wait, 60.0)
 
     def end(self, number: signal.Signals = signal.SIGKILL) -> int:
         """End it; its exit code."""
