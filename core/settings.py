@@ -86,7 +86,8 @@ class Settings(Struct, frozen=True):
     reconcile_window_s: Seconds = 900.0  # polls and matches that changed within this; `arenacast reconcile` takes all
 
     # -- ratings
-    elo: Literal["on", "off"] = "on"  # `up` rates teams and gives live maps a prior (an event of theirs, `win_prior`)
+    # `up` rates teams and gives live maps a prior. Off, because that is an event in a match which its source never sent.
+    elo: Literal["on", "off"] = "off"
 
     # -- backups
     backup_retention_days: Annotated[float, Meta(gt=0, le=36500)] = 30.0  # older ones go when a new one is complete

@@ -29,7 +29,6 @@ def embedded(directory: Path, shards: int = 4) -> Iterator[tuple[Endpoints, int]
     settings = Settings(
         data_dir=directory / "data", shards=shards, clickhouse_port=_free_port(), ingest_port=_free_port(),
         gateway_port=_free_port(), state_metrics_port=_free_port(), archive_metrics_port=_free_port(),
-        elo="off",  # its priors are events of the matches that the sender's books do not know
     )  # fmt: skip
     command = launch.wrap(python_command("up", "--no-demo"))
     environ = python_environment(environment(settings, os.environ))

@@ -33,17 +33,17 @@ def names(settings: Settings, *, is_demo: bool = False) -> list[list[str]]:
 
 def test_everything_is_started_in_the_order_of_its_needs(complete: Settings) -> None:
     assert names(complete, is_demo=True) == [
-        ["redis"], ["clickhouse"], ["migrate"], ["state", "archive", "ingest", "gateway"], ["elo"], ["demo"],
+        ["redis"], ["clickhouse"], ["migrate"], ["state", "archive", "ingest", "gateway"], ["demo"],
     ]  # fmt: skip
 
 
 def test_server_that_is_given_by_its_url_is_not_started(complete: Settings) -> None:
     given = msgspec.structs.replace(complete, redis_url="redis://r", clickhouse_url="http://c")
-    assert names(given) == [["migrate"], ["state", "archive", "ingest", "gateway"], ["elo"]]
+    assert names(given) == [["migrate"], ["state", "archive", "ingest", "gateway"]]
 
 
-def test_ratings_can_be_done_without(complete: Settings) -> None:
-    assert ["elo"] not in names(msgspec.structs.replace(complete, elo="off"))
+def test_teams_are_rated_where_that_is_wanted(complete: Settings) -> None:
+    assert names(msgspec.structs.replace(complete, elo="on"))[-1] == ["elo"]
 
 
 def test_secrets_travel_in_the_environment_and_never_in_arguments(complete: Settings) -> None:

@@ -50,7 +50,7 @@ class Up:
         """Variables of the command."""
         variables = {f"ARENACAST_{name.upper()}_PORT": str(port) for name, port in self.ports.items()}
         rest = {name: value for name, value in os.environ.items() if not name.startswith("ARENACAST_")}
-        variables["ARENACAST_REDIS_URL"] = self.redis_url
+        variables |= {"ARENACAST_REDIS_URL": self.redis_url, "ARENACAST_ELO": "on"}
         return {**rest, **variables, "ARENACAST_DATA_DIR": str(self.directory), "PYTHONPATH": str(ROOT)}
 
     @property
