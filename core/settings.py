@@ -86,7 +86,7 @@ class Settings(Struct, frozen=True):
     reconcile_window_s: Seconds = 900.0  # polls and matches that changed within this; `arenacast reconcile` takes all
 
     # -- ratings
-    # `up` rates teams and gives live maps a prior. Off, because that is an event in a match which its source never sent.
+    # `up` rates teams and gives live maps a prior. Off: that is an event in a match which its source never sent.
     elo: Literal["on", "off"] = "off"
 
     # -- backups
