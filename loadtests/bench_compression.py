@@ -30,6 +30,9 @@ from loadtests.fanout.publish import LogFeed, Publisher
 from loadtests.servers import embedded_redis
 
 SETTLE_S = 0.7
+QUIET_BYTES = 50
+"""A reader in that time: below any message, and well above what its heartbeats come to."""
+
 OFFERS = {"sse": "Accept-Encoding: gzip", "ws": "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits"}
 REASONS = ("elimination", "bomb_exploded", "bomb_defused", "time_ran_out")
 
@@ -83,6 +86,7 @@ class Readers(threading.Thread):
         self._selector = selectors.DefaultSelector()
         self._ending = threading.Event()
         self.bytes = 0
+        self._count = count
         upgrade = (
             "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
             "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
@@ -105,8 +109,8 @@ class Readers(threading.Thread):
 
     def settle(self) -> None:
         """Wait until everything that was sent has come. Raises Fatal when nothing ever comes."""
-        seen = -1
-        while seen < self.bytes:
+        seen = -QUIET_BYTES * self._count
+        while self.bytes - seen >= QUIET_BYTES * self._count:
             seen = self.bytes
             time.sleep(SETTLE_S)
         if not seen:
