@@ -47,9 +47,14 @@ _FENCE = "(SELECT max(number) FROM rebuild_fences WHERE shard = {shard:d} AND lo
 _RUNNING = """query_kind != 'Select' AND position(query, {fence:String}) > 0
 AND current_database = currentDatabase()"""
 
-
 _INSERTING = """query_kind = 'Insert' AND current_database = currentDatabase()
 AND match(Settings['insert_deduplication_token'], {token:String})"""
+
+_NOT_DEDUPLICATED: Mapping[str, int | str] = {
+    "async_insert": 0,
+    "insert_deduplicate": 0,
+    "deduplicate_insert": "disable",
+}
 
 
 class Attempt(Struct, frozen=True):
@@ -70,16 +75,11 @@ class Attempt(Struct, frozen=True):
             "mutations_execute_subqueries_on_initiator": 1,
             "allow_nondeterministic_mutations": 1,
             "max_execution_time": STATEMENT_S,
-        }  # fmt: skip
+        }
 
     def inserting(self) -> Mapping[str, int | float | str]:
         """Settings of an INSERT SELECT: an equal block of an earlier attempt would be dropped as a repeat."""
-        return {
-            "async_insert": 0,
-            "insert_deduplicate": 0,
-            "deduplicate_insert": "disable",
-            "max_execution_time": STATEMENT_S,
-        }
+        return {**_NOT_DEDUPLICATED, "max_execution_time": STATEMENT_S}
 
 
 ALONE = Attempt()
@@ -121,11 +121,11 @@ class Rebuilds:
         await self._clickhouse.command(
             "INSERT INTO rebuild_fences (shard, log, number) SELECT {shard:UInt8}, {log:String}, {number:UInt64}",
             {"shard": self._shard, "log": self._log, "number": unfinished + 1},
-            settings={"async_insert": 0, "insert_deduplicate": 0, "deduplicate_insert": "disable"},
+            settings=_NOT_DEDUPLICATED,
         )
         deadline = time.monotonic() + SETTLE_S
         is_told = False
-        while await self._is_running():
+        while await self._runs(_RUNNING, {"fence": self._fence}):
             if not is_told:
                 log.warning("its statement still runs: told to end")
                 is_told = True
@@ -140,9 +140,7 @@ class Rebuilds:
         """Wait until no insert of this log is running: one whose owner died, or whose connection broke. What is looked
         for would come later, and twice, since what is missing goes under another token."""
         deadline = time.monotonic() + SETTLE_S
-        pattern = rf"^\w+:{self._log}:{self._shard}:"
-        sql = f"SELECT count() FROM system.processes WHERE {_INSERTING}"  # noqa: S608 - our own text
-        while (await self._clickhouse.query(sql, {"token": pattern}))[0][0]:
+        while await self._runs(_INSERTING, {"token": rf"^\w+:{self._log}:{self._shard}:"}):
             if time.monotonic() > deadline:
                 raise Retry("an earlier insert of this log is still running")
             await asyncio.sleep(_POLL_S)
@@ -155,12 +153,10 @@ class Rebuilds:
         ]  # fmt: skip
         await self._script("archive_park", names, [self._token, request, reason[:300]])
 
-    async def _is_running(self) -> bool:
-        rows = await self._clickhouse.query(
-            f"SELECT count() FROM system.processes WHERE {_RUNNING}",  # noqa: S608 - our own text
-            {"fence": self._fence},
-        )
-        return bool(rows[0][0])
+    async def _runs(self, condition: str, parameters: Mapping[str, str]) -> bool:
+        """Whether ClickHouse is working on such a statement."""
+        sql = f"SELECT count() FROM system.processes WHERE {condition}"  # noqa: S608 - our own text
+        return bool((await self._clickhouse.query(sql, parameters))[0][0])
 
     async def _run(self, step: str, number: int, requests: Sequence[str]) -> int:
         names = [

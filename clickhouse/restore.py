@@ -13,6 +13,7 @@
 
 import asyncio
 import itertools
+from collections.abc import Mapping
 from pathlib import Path
 
 from clickhouse import comparison, erasing, repair
@@ -97,15 +98,19 @@ async def _cut_table(clickhouse: ClickHouse, shard: int, table: Table, end: Entr
     rows = await clickhouse.query(f"SELECT count(), {oldest} FROM {table.name} WHERE {beyond}", parameters)  # noqa: S608
     count, received_ms = (int(value) for value in rows[0])
     if count:
-        await clickhouse.command(
-            f"DELETE FROM {table.name} WHERE {beyond}",  # noqa: S608 - our own tables
-            parameters,
-            settings={"lightweight_deletes_sync": 2},
-            timeout_s=TIMEOUT_S,
-        )
+        await _delete(clickhouse, table.name, beyond, parameters)
         for aggregate in timed:
             await repair.rebuild(clickhouse, aggregate, aggregate.since(shard, received_ms), ALONE)
     return count
+
+
+async def _delete(clickhouse: ClickHouse, table: str, condition: str, parameters: Mapping[str, int]) -> None:
+    await clickhouse.command(
+        f"DELETE FROM {table} WHERE {condition}",  # noqa: S608 - our own tables and text
+        parameters,
+        settings={"lightweight_deletes_sync": 2},
+        timeout_s=TIMEOUT_S,
+    )
 
 
 async def cut_ratings(clickhouse: ClickHouse) -> int:
@@ -119,12 +124,7 @@ async def cut_ratings(clickhouse: ClickHouse) -> int:
                 ({ms:UInt64}, {seq:UInt64}, {epoch:UInt64}, {k:UInt16})"""
     count = int((await clickhouse.query(f"SELECT count() FROM ratings WHERE {beyond}", parameters))[0][0])  # noqa: S608
     if count:
-        await clickhouse.command(
-            f"DELETE FROM ratings WHERE {beyond}",  # noqa: S608 - our own text
-            parameters,
-            settings={"lightweight_deletes_sync": 2},
-            timeout_s=TIMEOUT_S,
-        )
+        await _delete(clickhouse, RATINGS.name, beyond, parameters)
         await repair.rebuild(
             clickhouse, Aggregate("elo_ratings_feed", "elo_ratings_store", RATINGS), Scope("1", "1"), ALONE
         )

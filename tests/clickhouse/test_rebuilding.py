@@ -1,7 +1,6 @@
 """Aggregates are computed anew by one owner at a time, and what cannot be done holds nobody up."""
 
 import asyncio
-from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -31,20 +30,13 @@ class Halting(ClickHouse):
         self._halts_at, self._dies_at = halts_at, dies_at
         self.halted, self.goes_on = asyncio.Event(), asyncio.Event()
 
-    async def command(
-        self,
-        sql: str,
-        parameters: Mapping[str, Any] | None = None,
-        *,
-        timeout_s: float | None = None,
-        settings: Mapping[str, Any] | None = None,
-    ) -> None:
+    async def command(self, sql: str, *args: Any, **options: Any) -> None:
         if self._halts_at and sql.startswith(self._halts_at):
             self.halted.set()
             await self.goes_on.wait()
         if self._dies_at and sql.startswith(self._dies_at):
             raise Crash
-        await super().command(sql, parameters, timeout_s=timeout_s, settings=settings)
+        await super().command(sql, *args, **options)
 
 
 async def ask(log: ArchiveLog, aggregate: str, *ids: str) -> None:

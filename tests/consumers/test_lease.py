@@ -3,12 +3,14 @@
 import asyncio
 import contextlib
 from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 import redis
 from prometheus_client import REGISTRY
 
-from consumers.lease import Leases, Ownership, lease_sources, preferred_owner
+from consumers.lease import Homes, Leases, Ownership, Work, lease_sources, preferred_owner
 from core import keys, redis_client
 from core.redis_client import Scripts
 from core.settings import Settings
@@ -57,6 +59,18 @@ class Node:
         await self.client.aclose()
 
 
+@asynccontextmanager
+async def leased(settings: Settings, work: Work, homes: Homes | None = None) -> AsyncIterator[None]:
+    """One consumer of one shard; it stops in order at the end."""
+    client, stop = redis_client.connect(settings), asyncio.Event()
+    leases = Leases(Scripts(client, 1, lease_sources()), "job", 1, "me", TTL_S, homes)
+    task = asyncio.create_task(leases.run(work, stop))
+    yield
+    stop.set()
+    await asyncio.wait_for(task, 5)
+    await client.aclose()
+
+
 @pytest.mark.redis
 async def test_two_consumers_share_the_shards_and_never_both_own_one(settings: Settings) -> None:
     first = Node(settings, "first")
@@ -95,8 +109,6 @@ async def test_a_lost_lease_is_acquired_anew_with_a_new_token(settings: Settings
 
 @pytest.mark.redis
 async def test_work_that_fails_is_started_again(settings: Settings) -> None:
-    client = redis_client.connect(settings)
-    leases = Leases(Scripts(client, 1, lease_sources()), "job", 1, "me", TTL_S)
     starts: list[int] = []
 
     async def work(ownership: Ownership) -> None:
@@ -105,18 +117,12 @@ async def test_work_that_fails_is_started_again(settings: Settings) -> None:
             raise RuntimeError("a bug")
         await ownership.stop.wait()
 
-    stop = asyncio.Event()
-    task = asyncio.create_task(leases.run(work, stop))
-    await wait_until(lambda: len(starts) == 2, 5, "started again")
-    stop.set()
-    await asyncio.wait_for(task, 5)
-    await client.aclose()
+    async with leased(settings, work):
+        await wait_until(lambda: len(starts) == 2, 5, "started again")
 
 
 @pytest.mark.redis
 async def test_work_that_swallows_its_cancellation_holds_nobody_up(settings: Settings) -> None:
-    client = redis_client.connect(settings)
-    leases = Leases(Scripts(client, 1, lease_sources()), "job", 1, "me", TTL_S)
     tokens: list[int] = []
 
     async def work(ownership: Ownership) -> None:
@@ -125,20 +131,15 @@ async def test_work_that_swallows_its_cancellation_holds_nobody_up(settings: Set
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.sleep(0.05)
 
-    stop = asyncio.Event()
-    task = asyncio.create_task(leases.run(work, stop))
-    await wait_until(lambda: len(tokens) == 1, 5, "owned")
-    redis.Redis.from_url(settings.redis_url).delete(keys.lease(0, "job"))
-    await wait_until(lambda: len(tokens) == 2, 5, "acquired anew")
-    stop.set()
-    await asyncio.wait_for(task, 5)
-    await client.aclose()
+    async with leased(settings, work):
+        await wait_until(lambda: len(tokens) == 1, 5, "owned")
+        redis.Redis.from_url(settings.redis_url).delete(keys.lease(0, "job"))
+        await wait_until(lambda: len(tokens) == 2, 5, "acquired anew")
 
 
 @pytest.mark.redis
 async def test_an_unexpected_failure_is_survived_and_counted(settings: Settings) -> None:
-    client = redis_client.connect(settings)
-    calls, owned, stop = [], asyncio.Event(), asyncio.Event()
+    calls, owned = [], asyncio.Event()
 
     async def homes() -> dict[int, str]:
         calls.append(1)
@@ -154,10 +155,6 @@ async def test_an_unexpected_failure_is_survived_and_counted(settings: Settings)
         return REGISTRY.get_sample_value("loop_errors_total", {"loop": "lease"}) or 0.0
 
     before = failures()
-    leases = Leases(Scripts(client, 1, lease_sources()), "job", 1, "only", TTL_S, homes)
-    task = asyncio.create_task(leases.run(work, stop))
-    await asyncio.wait_for(owned.wait(), 10)
-    assert failures() == before + 1
-    stop.set()
-    await asyncio.wait_for(task, 10)
-    await client.aclose()
+    async with leased(settings, work, homes):
+        await asyncio.wait_for(owned.wait(), 10)
+        assert failures() == before + 1
